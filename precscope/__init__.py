@@ -1,0 +1,49 @@
+"""PrecScope: which layers of a Keras model lose precision in mixed-precision training, why, and what to do.
+
+Importing this package loads neither TensorFlow nor Keras; `profile` loads them on its first call.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from precscope.errors import OptionsError, PrecScopeError, RunDirectoryError, SessionError
+
+if TYPE_CHECKING:
+    from precscope.options import Options
+    from precscope.probes.legacy import legacy_hints
+    from precscope.probes.session import Session, profile
+    from precscope.reader import Run, open_run
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Options",
+    "OptionsError",
+    "PrecScopeError",
+    "Run",
+    "RunDirectoryError",
+    "Session",
+    "SessionError",
+    "__version__",
+    "legacy_hints",
+    "open_run",
+    "profile",
+]
+
+_HOMES = {
+    "Options": "precscope.options",
+    "Run": "precscope.reader",
+    "Session": "precscope.probes.session",
+    "legacy_hints": "precscope.probes.legacy",
+    "open_run": "precscope.reader",
+    "profile": "precscope.probes.session",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load what needs more than the standard library on first use (PEP 562)."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,30 @@
+"""Advice: from a run that was read to findings, ranked by harm, and to the layers to keep in float32."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from precscope.advice.evidence import Evidence
+from precscope.advice.finding import SEVERITIES, Finding, Number
+from precscope.advice.rules import RULES
+from precscope.advice.thresholds import Thresholds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from precscope.reader import Run
+
+__all__ = ["RULES", "Evidence", "Finding", "Number", "Thresholds", "analyze", "keep_float32"]
+
+
+def analyze(run: Run | Evidence, thresholds: Thresholds | None = None) -> tuple[Finding, ...]:
+    """Return what all rules find in `run`, worst first; causes come before their consequences."""
+    evidence = run if isinstance(run, Evidence) else Evidence(run, thresholds)
+    found = [finding for rule in RULES for finding in rule(evidence)]
+    return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
+
+
+def keep_float32(findings: Iterable[Finding]) -> tuple[str, ...]:
+    """Return the ids of the layers that warnings and errors say to keep in float32, worst first, each once."""
+    pins = [f for f in findings if f.action == "keep_float32" and f.severity != "info" and f.layer is not None]
+    return tuple(dict.fromkeys(name for f in pins for name in (str(f.layer), *f.consumers)))

@@ -1,0 +1,158 @@
+"""Rules about gradients: too large for float16, or so small that they leak away."""
+
+# ruff: noqa: D401 - a rule's docstring says what is wrong with a run; docs/rules.md is made from it.
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from precscope.advice.finding import Action, Finding, Number
+from precscope.advice.questions import float16_consumers
+from precscope.advice.wording import counted, of_samples, quoted, share
+from precscope.formats import FORMATS
+from precscope.what_if import what_if
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from precscope.advice.evidence import Evidence
+    from precscope.records import TensorRecord
+
+__all__ = ["gradient_leak", "gradient_overflow"]
+
+_FLOAT16 = FORMATS["float16"]
+
+
+def gradient_overflow(evidence: Evidence) -> Iterator[Finding]:
+    """A gradient was infinite or NaN, and nothing skips such a step.
+
+    With a fixed loss scale, or with none, Keras applies the update all the same and the weights are lost. Lower a
+    fixed scale, or better: let `LossScaleOptimizer` find it. Without a scale, keep the layer in float32 that is
+    nearest the loss among those whose gradient overflowed. (With a dynamic scale see *skipped_steps*.)
+    """
+    if evidence.loss_scaling == "dynamic":
+        return
+    for source in evidence.backward_sources[:1]:
+        is_float16 = evidence.graph.by_id[source.layer].compute_dtype == "float16"
+        action: Action = "fix_layer" if not is_float16 else "keep_float32"
+        if evidence.loss_scaling == "static":
+            action = "lower_loss_scale"
+        where = of_samples(len(source.samples), len(evidence.samples), evidence.step(int(source.samples[0])))
+        yield Finding(
+            id="gradient_overflow",
+            layer=source.layer,
+            severity="error",
+            confidence="observed",
+            action=action,
+            numbers={"sampled steps": Number(len(source.samples), 0)},
+            sentence=(
+                f"The gradient at {quoted(source.layer)} was infinite or NaN {where}, although the forward pass was "
+                f"finite, and no loss scale skips such a step."
+            ),
+            consumers=float16_consumers(evidence, source.layer) if action == "keep_float32" else (),
+        )
+
+
+def gradient_leak(evidence: Evidence) -> Iterator[Finding]:
+    """Gradient values are so small that float16 keeps only a few of their digits, or none.
+
+    Counted in the float16 gradients at the loss scale that the run ended with: the share of non-zero values that are
+    subnormal. Most such values do not matter, so this is a remark unless the median value is subnormal *and* the
+    gradient as a whole may have turned. How far is bounded from what was seen: a stored value below the smallest
+    normal is off by at most half the smallest subnormal, and so is a zero, were it a flushed value; the bound takes
+    all of them to be off by that much. What another loss scale would change is predicted from the histogram. If all
+    gradients have room, raise the scale; if not, use bfloat16.
+    """
+    leaks = sorted(_leaks(evidence), key=lambda leak: (leak.cosine >= evidence.thresholds.gradient_cosine, -leak.share))
+    noted = [leak for leak in leaks if leak.share > evidence.thresholds.subnormal_share_info]
+    if noted:
+        yield _leak_finding(evidence, noted)
+
+
+@dataclass(frozen=True)
+class _Leak:
+    """A gradient tensor, the share of its non-zero values that are subnormal, and the least its cosine can be."""
+
+    tensor: TensorRecord
+    share: float
+    cosine: float
+
+
+def _leaks(evidence: Evidence) -> Iterator[_Leak]:
+    samples = evidence.at_current_scale
+    samples = samples[evidence.forward_finite[samples]]
+    for tensor in evidence.tensors("gradient", dtype="float16"):
+        finite = evidence.finite[samples, tensor.index]
+        rows = samples[(finite > 0) & (evidence.nonfinite[samples, tensor.index] == 0)]
+        nonzero = evidence.total(evidence.nonzero, [tensor], rows)
+        if not nonzero:
+            continue
+        subnormals = evidence.total(evidence.counts("subnormals"), [tensor], rows)
+        doubtful = subnormals + evidence.total(evidence.counts("zeros"), [tensor], rows)
+        squares = np.square(evidence.values("rms")[rows, tensor.index])
+        energy = float(np.sum(squares * evidence.finite[rows, tensor.index]))
+        # A vector that is off by at most e has turned by at most asin(|e| / |v|).
+        sine_squared = doubtful * _FLOAT16.flush_limit**2 / energy if energy > 0 else 1.0
+        cosine = math.sqrt(max(0.0, 1.0 - sine_squared))
+        yield _Leak(tensor, subnormals / nonzero, cosine)
+
+
+def _leak_finding(evidence: Evidence, leaks: list[_Leak]) -> Finding:
+    limits, worst = evidence.thresholds, leaks[0]
+    harmful = worst.share > limits.subnormal_share_warning and worst.cosine < limits.gradient_cosine
+    room = _room_bits(evidence)
+    raised, predicted = _prediction(evidence, worst.tensor, room)
+    others = len({leak.tensor.layer for leak in leaks}) - 1
+    numbers = {
+        "subnormal": Number(
+            worst.share, limits.subnormal_share_warning if harmful else limits.subnormal_share_info, "share"
+        ),
+        "cosine, at least": Number(worst.cosine, limits.gradient_cosine, "cosine"),
+    }
+    if raised:
+        numbers[f"subnormal at {2**raised:,} times the scale (predicted)"] = Number(predicted, None, "share")
+    return Finding(
+        id="gradient_leak",
+        layer=worst.tensor.layer,
+        severity="warning" if harmful else "info",
+        confidence="observed",
+        action=_cure(evidence, raised) if harmful else "none",
+        numbers=numbers,
+        sentence=(
+            f"{share(worst.share)} of the non-zero gradient values at {quoted(worst.tensor.layer)} are subnormal, so "
+            f"float16 keeps few of their digits"
+            + (f"; {counted(others, 'more layer')} above {share(limits.subnormal_share_info)}." if others else ".")
+            + ("" if harmful else " Too small to turn the gradient.")
+        ),
+    )
+
+
+def _cure(evidence: Evidence, raised: int) -> Action:
+    if evidence.loss_scaling == "none":
+        return "wrap_optimizer"
+    return "raise_loss_scale" if raised else "use_bfloat16"
+
+
+def _room_bits(evidence: Evidence) -> int:
+    """Return by how many whole bits all gradients could be scaled up and still keep one bit of headroom."""
+    float16 = [layer.id for layer in evidence.layers if layer.compute_dtype == "float16"]
+    tensors = [
+        t for name in float16 for kind in ("gradient", "weight_gradient") for t in evidence.tensors(kind, layer=name)
+    ]
+    bits = _FLOAT16.headroom_bits(evidence.highest(tensors, evidence.at_current_scale))
+    return 0 if bits is None else max(0, math.floor(bits - 1))
+
+
+def _prediction(evidence: Evidence, tensor: TensorRecord, room_bits: int) -> tuple[int, float]:
+    """Return by how many bits to raise the scale, and the share that would then be subnormal at most."""
+    histogram = evidence.histograms(evidence.at_current_scale)[tensor.index]
+    predicted = 1.0
+    for raised in range(1, room_bits + 1):
+        answer = what_if(histogram, _FLOAT16, scale_ratio=2.0**raised)
+        predicted = int(answer.subnormal.upper) / max(int(answer.nonzero), 1)
+        if predicted <= evidence.thresholds.subnormal_share_info:
+            break
+    return (raised, predicted) if room_bits else (0, predicted)

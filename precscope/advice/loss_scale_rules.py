@@ -1,0 +1,171 @@
+"""Rules about the loss scale: steps that were skipped, a scale that sinks, an optimizer that has none."""
+
+# ruff: noqa: D401 - a rule's docstring says what is wrong with a run; docs/rules.md is made from it.
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from precscope.advice.finding import Action, Finding, Number, Severity
+from precscope.advice.questions import float16_consumers
+from precscope.advice.wording import counted, listed, plain, quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from precscope.advice.evidence import Evidence
+    from precscope.advice.sources import Source
+
+__all__ = ["loss_scale_floor", "skipped_steps", "unwrapped_optimizer"]
+
+#: So many single skips say nothing, whatever share of a short run they are.
+_FEW_SKIPS = 3
+
+
+def loss_scale_floor(evidence: Evidence) -> Iterator[Finding]:
+    """The loss scale fell below 1.
+
+    Keras halves the scale at each step whose gradients overflow and knows no lower limit: some hundred bad steps take
+    it to 0, and the next good step divides by it and turns all weights into NaN. A scale below 1 helps no gradient.
+    Stop, and mend the layer that overflows at any scale.
+    """
+    lowest, floor = evidence.skips.lowest_scale, evidence.thresholds.loss_scale_floor
+    if lowest is None or lowest >= floor or evidence.loss_scaling == "static":
+        return
+    yield Finding(
+        id="loss_scale_floor",
+        layer=None,
+        severity="error",
+        confidence="observed",
+        action="stop_training",
+        numbers={"lowest loss scale": Number(lowest, floor), "skipped steps": Number(evidence.skips.skipped)},
+        sentence=(
+            f"The loss scale fell to {plain(lowest)}. It has no lower limit: at 0 the next update turns every weight "
+            f"into NaN."
+        ),
+    )
+
+
+def skipped_steps(evidence: Evidence) -> Iterator[Finding]:
+    """The optimizer skipped steps because a gradient was not finite.
+
+    A dynamic loss scale grows until a gradient overflows, skips that step and halves itself: a single skip now and
+    then, from which training recovers, is how it finds its scale, and is healthy. Several skips in a row, a large
+    share of all steps, or a scale that keeps sinking mean that something overflows at every scale, or that the scale
+    began far too high. Where a sampled step was among them, the layer nearest the loss whose gradient overflowed is
+    named: keep it in float32, and the layers that read its output. If training recovered, a lower initial scale is
+    enough.
+    """
+    skips = evidence.skips
+    if not skips.skipped or evidence.loss_scaling in ("none", "static"):
+        return
+    severity = _judge(evidence)
+    limit = evidence.thresholds.skips_error if severity == "error" else evidence.thresholds.skips_warning
+    source = _cause(evidence)
+    action = "none" if severity == "info" else _cure(evidence, source)
+    pinned = action == "keep_float32" and source is not None
+    yield Finding(
+        id="skipped_steps",
+        layer=source.layer if source and severity != "info" else None,
+        severity=severity,
+        confidence="observed",
+        action=action,
+        numbers={
+            "skipped in a row, at least": Number(skips.longest_run, limit),
+            "share of all steps": Number(skips.skipped / skips.seen, evidence.thresholds.skipped_share, "share"),
+            "scale fallen since half-time": Number(
+                skips.sunk_bits if math.isfinite(skips.sunk_bits) else None,
+                evidence.thresholds.sunk_warning_bits,
+                "bits",
+            ),
+        },
+        sentence=_told(evidence, severity, source),
+        consumers=float16_consumers(evidence, source.layer) if pinned and source else (),
+    )
+
+
+def unwrapped_optimizer(evidence: Evidence) -> Iterator[Finding]:
+    """Layers compute in float16, but the optimizer does not scale the loss.
+
+    Small gradients then become zero and nobody is told. Keras wraps the optimizer by itself only under a global
+    `mixed_float16` policy: not with per-layer policies, nor with a DTypePolicyMap. Wrap it:
+    `keras.optimizers.LossScaleOptimizer(optimizer)`.
+    """
+    layers = [layer.id for layer in evidence.layers if layer.compute_dtype == "float16" and layer.parameters]
+    if evidence.loss_scaling != "none" or not layers:
+        return
+    yield Finding(
+        id="unwrapped_optimizer",
+        layer=None,
+        severity="warning",
+        confidence="observed",
+        action="wrap_optimizer",
+        numbers={"float16 layers with weights": Number(len(layers), 0)},
+        sentence=(
+            f"The optimizer does not scale the loss, yet {counted(len(layers), 'layer')} with weights compute in "
+            f"float16 ({listed(layers)}): small gradients become zero unnoticed."
+        ),
+    )
+
+
+def _judge(evidence: Evidence) -> Severity:
+    limits, skips = evidence.thresholds, evidence.skips
+    if skips.longest_run >= limits.skips_error:
+        return "error"
+    many = (skips.skipped or 0) > _FEW_SKIPS and (skips.skipped or 0) > limits.skipped_share * skips.seen
+    sinking = skips.sunk_bits >= limits.sunk_warning_bits
+    return "warning" if many or sinking or skips.longest_run >= limits.skips_warning else "info"
+
+
+def _cause(evidence: Evidence) -> Source | None:
+    """Return what overflowed in the sampled steps: forward before backward, the most frequent of several."""
+    sources = evidence.forward_sources or evidence.backward_sources
+    return max(sources, key=lambda source: len(source.samples), default=None)
+
+
+def _cure(evidence: Evidence, source: Source | None) -> Action:
+    recovered = _recovered(evidence)
+    if source is None:
+        return "lower_loss_scale" if recovered else "sample_more"
+    is_float16 = evidence.graph.by_id[source.layer].compute_dtype == "float16"
+    if not is_float16:
+        return "fix_layer"
+    if evidence.forward_sources or source.layer in evidence.graph.outputs() or not recovered:
+        return "keep_float32"
+    return "lower_loss_scale"
+
+
+def _why_harmless(evidence: Evidence) -> str:
+    if not evidence.forward_finite.all():
+        return ", as they must be where the forward pass is not finite"
+    if evidence.skips.unrecovered:
+        return "; none was seen since, so whether training goes on is not known"
+    return " while the loss scale sought its level: healthy"
+
+
+def _recovered(evidence: Evidence) -> bool:
+    return not evidence.skips.unrecovered and evidence.skips.sunk_bits < evidence.thresholds.sunk_warning_bits
+
+
+def _told(evidence: Evidence, severity: Severity, source: Source | None) -> str:
+    skips = evidence.skips
+    amount = (
+        f"The optimizer skipped {skips.skipped:,} of {skips.seen:,}{' sampled' if skips.sampled_only else ''} steps"
+    )
+    if severity == "info":
+        return f"{amount}{_why_harmless(evidence)}."
+    row = f", at least {skips.longest_run:,} in a row" if 1 < skips.longest_run < skips.seen else ""
+    text = f"{amount}{row}; {_outcome(evidence)}."
+    if source is None:
+        return f"{text} No sampled step was among them, so the layer is not known."
+    direction = "output" if evidence.forward_sources else "gradient"
+    return f"{text} The {direction} of {quoted(source.layer)} overflowed first."
+
+
+def _outcome(evidence: Evidence) -> str:
+    skips = evidence.skips
+    if skips.unrecovered == skips.seen:
+        return "nothing was learned"
+    if skips.unrecovered:
+        return f"the last {skips.unrecovered:,} seen are among them"
+    return "training then went on" if _recovered(evidence) else "the loss scale was still falling at the end"

@@ -1,0 +1,64 @@
+"""Questions about a layer that several rules ask."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from precscope.advice.finding import Number
+from precscope.formats import FORMATS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from precscope.advice.evidence import Evidence
+    from precscope.advice.sources import Source
+    from precscope.records import LayerRecord, TensorRecord
+
+__all__ = ["float16_consumers", "is_input", "nonfinite_numbers", "outputs_of", "overflowing_inputs"]
+
+_FLOAT16 = FORMATS["float16"]
+
+
+def is_input(layer: LayerRecord) -> bool:
+    """Return whether the layer only hands the data over."""
+    return layer.type == "InputLayer"
+
+
+def outputs_of(evidence: Evidence, layers: Iterable[str], dtype: str | None = None) -> list[TensorRecord]:
+    """Return the recorded outputs of `layers`."""
+    return [tensor for name in layers for tensor in evidence.tensors("activation", layer=name, dtype=dtype)]
+
+
+def float16_consumers(evidence: Evidence, layer: str) -> tuple[str, ...]:
+    """Return the layers that read the output of `layer` and would cast it to float16.
+
+    Of a reader that was not recorded (a Flatten, say) nothing tells that its own output is smaller: its readers count.
+    """
+    graph, found = evidence.graph, dict[str, None]()
+    pending = [layer]
+    while pending:
+        for name in graph.consumers(pending.pop()):
+            if name not in found and graph.by_id[name].compute_dtype == "float16":
+                found[name] = None
+                pending += [name] if graph.by_id[name].unseen is not None else []
+    return tuple(name for name in graph.innermost(found) if name != layer)
+
+
+def overflowing_inputs(evidence: Evidence, layer: LayerRecord) -> list[TensorRecord]:
+    """Return the tensors of a wider range that a float16 layer reads and float16 cannot hold."""
+    if layer.compute_dtype != "float16" or layer.id in evidence.graph.contents or is_input(layer):
+        return []
+    given = outputs_of(evidence, evidence.graph.producers(layer.id))
+    wider = [tensor for tensor in given if FORMATS[tensor.dtype].max > _FLOAT16.max]
+    return [tensor for tensor in wider if (evidence.highest([tensor]) or 0.0) >= _FLOAT16.overflow_limit]
+
+
+def nonfinite_numbers(evidence: Evidence, source: Source) -> dict[str, Number]:
+    """Return what the source put out in its samples, and the largest magnitude that it was given."""
+    put_out = outputs_of(evidence, [source.layer])
+    nans = evidence.total(evidence.counts("nans"), put_out, source.samples)
+    infinities = evidence.total(evidence.nonfinite, put_out, source.samples) - nans
+    numbers = {"infinities": Number(infinities, 0), "NaN": Number(nans, 0)}
+    given = outputs_of(evidence, evidence.graph.producers(source.layer))
+    largest = evidence.highest(given, source.samples)
+    return numbers if largest is None else numbers | {"largest input": Number(largest)}

@@ -1,0 +1,35 @@
+"""The rules, in the order in which what they find does harm."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from precscope.advice.activation_rules import activation_headroom, activation_overflow
+from precscope.advice.data_rules import bad_input, cast_overflow
+from precscope.advice.evidence import Evidence
+from precscope.advice.finding import Finding
+from precscope.advice.gradient_rules import gradient_leak, gradient_overflow
+from precscope.advice.loss_scale_rules import loss_scale_floor, skipped_steps, unwrapped_optimizer
+from precscope.advice.output_rules import loss_not_finite, output_in_16_bits
+from precscope.advice.weight_rules import bad_weights, lost_updates
+
+__all__ = ["RULES", "Rule"]
+
+Rule = Callable[[Evidence], Iterable[Finding]]
+
+#: Causes before consequences. A rule yields its own findings worst first, so this order and the severity rank them all.
+RULES: tuple[Rule, ...] = (
+    bad_input,
+    cast_overflow,
+    activation_overflow,
+    loss_not_finite,
+    gradient_overflow,
+    bad_weights,
+    loss_scale_floor,
+    skipped_steps,
+    activation_headroom,
+    unwrapped_optimizer,
+    gradient_leak,
+    output_in_16_bits,
+    lost_updates,
+)

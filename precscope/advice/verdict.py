@@ -1,0 +1,76 @@
+"""The answer in one sentence, before any detail."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from precscope.advice import keep_float32
+from precscope.advice.actions import advise
+from precscope.advice.wording import counted, listed
+from precscope.formats import FORMATS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from precscope.advice.evidence import Evidence
+    from precscope.advice.finding import Finding
+
+__all__ = ["Verdict", "give_verdict"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer.
+
+    Attributes:
+        level: "good" (nothing to do), "attention" (a warning), "bad" (an error) or "unknown" (nothing was seen).
+        sentence: The answer.
+        basis: What it rests on.
+        keep_float32: Ids of the layers to keep in float32.
+    """
+
+    level: Literal["good", "attention", "bad", "unknown"]
+    sentence: str
+    basis: str
+    keep_float32: tuple[str, ...] = ()
+
+
+def give_verdict(evidence: Evidence, findings: Sequence[Finding]) -> Verdict:
+    """Return the answer that the findings come to."""
+    pins = keep_float32(findings)
+    serious = [finding for finding in findings if finding.severity != "info"]
+    basis = _basis(evidence)
+    if serious:
+        level: Literal["attention", "bad"] = "bad" if serious[0].severity == "error" else "attention"
+        return Verdict(level, _diagnosis(evidence, serious, pins), basis, pins)
+    if not evidence.samples:
+        return Verdict("unknown", "No step was sampled, so nothing can be said yet.", basis)
+    if not any(FORMATS[tensor.dtype].bits == 16 for tensor in evidence.run.tensors):
+        return Verdict("good", "No recorded layer computes in 16 bits, and all values were finite.", basis)
+    so_far = " so far" if evidence.run.status == "running" else ""
+    return Verdict("good", f"No layer needs float32{so_far}.", basis)
+
+
+def _diagnosis(evidence: Evidence, serious: Sequence[Finding], pins: tuple[str, ...]) -> str:
+    if not pins:
+        return f"Float32 is not the answer here. {advise(serious[0])}"
+    first = f"Keep {len(pins)} of {counted(len(evidence.layers), 'layer')} in float32: {listed(pins, most=8)}."
+    if serious[0].action == "keep_float32":
+        return first
+    return f"{advise(serious[0])} Then: {first[0].lower()}{first[1:]}"
+
+
+def _basis(evidence: Evidence) -> str:
+    recorded = len({tensor.layer for tensor in evidence.run.tensors if tensor.kind == "activation"})
+    samples = evidence.samples
+    layers = f"{recorded} of {counted(len(evidence.layers), 'layer')} recorded"
+    if not samples:
+        return f"The output of {recorded} of {counted(len(evidence.layers), 'layer')} is to be recorded."
+    first, last = samples[0].step, samples[-1].step
+    if len(samples) == 1:
+        return f"Seen in one step only, step {last:,}; {layers}."
+    return (
+        f"Seen in {len(samples):,} sampled steps from step {first:,} to {last:,}; {layers}. "
+        "Steps in between were not looked at."
+    )

@@ -1,0 +1,94 @@
+"""`precscope demo`: train a small model under the profiler, then print its report."""
+
+from __future__ import annotations
+
+import math
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from precscope.probes.demos import DEMOS, POLICIES, DemoData, load_demo
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import ModuleType
+
+__all__ = ["demo"]
+
+_SAMPLES = 50  # the default budget would allow too few in so short a run
+_SEED = 0
+
+
+@click.command("demo")
+@click.argument("name", type=click.Choice(list(DEMOS)), default="mnist")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Where to write the run.  [default: runs/NAME-demo]")
+@click.option("--policy", type=click.Choice(POLICIES), default=POLICIES[0], show_default=True, help="The dtype policy.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Passes over the data.  [default: as many as fit a minute]")
+@click.option("--overwrite", is_flag=True, help="Replace the run that the directory holds.")
+def demo(name: str, run_dir: Path | None, policy: str, epochs: int | None, overwrite: bool) -> None:
+    """Train a small model under the profiler, then print its report.
+
+    mnist: a multilayer perceptron on MNIST, or on real digits that come with PrecScope where there is no network.
+    It takes about a minute on two CPU cores.
+    """
+    from precscope.probes.tensorflow_startup import load_tensorflow
+
+    click.echo("Loading TensorFlow ...")
+    load_tensorflow()
+    run_dir = run_dir or Path("runs") / f"{name}-demo"
+    _train(load_demo(name), run_dir, policy, epochs, overwrite)
+    _report(run_dir)
+
+
+def _train(module: ModuleType, run_dir: Path, policy: str, epochs: int | None, overwrite: bool) -> None:
+    """Train and evaluate the demo in `module` as a user would, under the profiler."""
+    import keras
+
+    import precscope
+
+    data: DemoData = module.load_data()
+    click.echo(f"Data: {data.description}")
+    keras.utils.set_random_seed(_SEED)
+    model = module.build(policy)
+    epochs = epochs or data.epochs
+    steps = epochs * math.ceil(int(len(data.x) * (1 - module.VALIDATION_SPLIT)) / module.BATCH_SIZE)
+    click.echo(f"Model: {model.name}, {model.count_params():,} parameters, {policy}; {steps:,} steps.")
+    with precscope.profile(model, run_dir, every=max(1, steps // _SAMPLES), overwrite=overwrite):
+        with _progress_bar(steps) as advance:
+            model.fit(
+                data.x,
+                data.y,
+                batch_size=module.BATCH_SIZE,
+                epochs=epochs,
+                validation_split=module.VALIDATION_SPLIT,
+                callbacks=[keras.callbacks.LambdaCallback(on_train_batch_end=advance)],
+                verbose=0,
+            )
+        result = model.evaluate(data.x_test, data.y_test, verbose=0, return_dict=True)
+    click.echo(f"Held-out {_in_words(result)}.")
+
+
+@contextmanager
+def _progress_bar(steps: int) -> Iterator[Callable[[int, dict[str, Any]], None]]:
+    """Show one bar for the whole training: Keras draws one an epoch. Yield what is to be called after each batch."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("Training"), BarColumn(), MofNCompleteColumn(), TextColumn("steps"), TimeElapsedColumn())
+    with Progress(*columns) as progress:
+        task = progress.add_task("Training", total=steps)
+        yield lambda batch, logs: progress.advance(task)
+
+
+def _in_words(result: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {float(value):.3f}" for name, value in result.items())
+
+
+def _report(run_dir: Path) -> None:
+    from precscope.reader import open_run
+    from precscope.reports.terminal import print_report
+
+    click.echo()
+    print_report(open_run(run_dir))
+    click.echo(f"\nRead it again with: precscope report {run_dir}")

@@ -1,0 +1,250 @@
+"""The one door to SQLite: a worker's file, its schema, and records as rows.
+
+The schema is documented for readers of the file in docs/run_directory.md; the two change together.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import tempfile
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from precscope.records import SCALAR_DTYPE, CostRecord, LayerRecord, LossScaleRecord, NoticeRecord, TensorRecord
+from precscope.run_failures import damaged, newer_format, os_failure, sqlite_failure
+from precscope.statistics import BIN_EXPONENTS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = [
+    "SCHEMA_VERSION",
+    "close_database",
+    "create_database",
+    "insert",
+    "insert_row",
+    "open_database",
+    "select",
+    "to_row",
+    "transaction",
+]
+
+SCHEMA_VERSION = 1
+
+_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE layers (
+    id TEXT PRIMARY KEY, "order" INTEGER NOT NULL, type TEXT NOT NULL, keras_path TEXT, policy TEXT NOT NULL,
+    compute_dtype TEXT NOT NULL, variable_dtype TEXT NOT NULL, parameters INTEGER NOT NULL,
+    inputs TEXT NOT NULL, unseen TEXT, gradient_unseen TEXT
+);
+CREATE TABLE tensors (
+    "index" INTEGER PRIMARY KEY, layer TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL, dtype TEXT NOT NULL,
+    shape TEXT, calls INTEGER, note TEXT
+);
+CREATE TABLE samples (
+    "index" INTEGER PRIMARY KEY, step INTEGER NOT NULL, time_unix_s REAL NOT NULL, loss REAL,
+    loss_is_nan INTEGER NOT NULL, loss_scale REAL, applied INTEGER, iterations INTEGER, step_time_ns INTEGER NOT NULL,
+    tensor_indices BLOB, scalars BLOB NOT NULL, histograms BLOB NOT NULL, histogram_totals BLOB
+);
+CREATE TABLE loss_scales (
+    step INTEGER NOT NULL, loss_scale REAL, steps_applied INTEGER, steps_skipped INTEGER, steps_since_change INTEGER
+);
+CREATE TABLE notices (step INTEGER, level TEXT NOT NULL, source TEXT NOT NULL, message TEXT NOT NULL);
+CREATE TABLE costs (kind TEXT PRIMARY KEY, count INTEGER NOT NULL, time_ns INTEGER NOT NULL);
+"""
+
+#: What the file says about itself, so that its arrays can be read without PrecScope.
+_META = {
+    "schema_version": str(SCHEMA_VERSION),
+    "scalar_fields": json.dumps(SCALAR_DTYPE.descr),
+    "histogram_exponents": json.dumps(BIN_EXPONENTS),
+}
+_TABLES: dict[type[Any], str] = {
+    LayerRecord: "layers",
+    TensorRecord: "tensors",
+    LossScaleRecord: "loss_scales",
+    NoticeRecord: "notices",
+    CostRecord: "costs",
+}
+#: Columns that hold a tuple as a JSON array.
+_JSON_COLUMNS = ("inputs", "shape")
+#: How long either side waits for the other where the file system allows no WAL.
+_BUSY_S = 10.0
+
+Record = TypeVar("Record")
+
+
+def create_database(path: Path) -> sqlite3.Connection:
+    """Create the worker's file `path` and return the connection that writes it; usable from any one thread at a time.
+
+    Raises:
+        RunDirectoryError: It cannot be created.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with closing(_connect_to_write(part)) as connection, transaction(connection):
+            for statement in _SCHEMA.split(";"):
+                connection.execute(statement)
+            connection.executemany("INSERT INTO meta VALUES (?, ?)", _META.items())
+        part.replace(path)  # a reader sees no file, or one with all tables
+        connection = _connect_to_write(path)
+        _choose_journal(connection)
+    except sqlite3.Error as error:
+        raise sqlite_failure(error, path) from error
+    except OSError as error:
+        raise os_failure(error, path) from error
+    return connection
+
+
+def _connect_to_write(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+    connection.execute("PRAGMA synchronous = NORMAL")
+    return connection
+
+
+def _choose_journal(connection: sqlite3.Connection) -> None:
+    """Use a write-ahead log, which lets others read meanwhile; network file systems refuse it."""
+    try:
+        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    except sqlite3.OperationalError:
+        mode = None
+    if mode != "wal":
+        connection.execute("PRAGMA journal_mode = TRUNCATE")
+
+
+def close_database(connection: sqlite3.Connection, in_place: bool) -> None:
+    """Close the connection and fold the log into the file, so that one file is left, unless a reader is at work.
+
+    Args:
+        connection: What `create_database` returned.
+        in_place: Whether the path still leads to the connection's file: else the log beside it is another run's.
+    """
+    with closing(connection), suppress(sqlite3.Error):  # on failure the log stays, and readers take both
+        if in_place:
+            connection.execute("PRAGMA journal_mode = DELETE")
+
+
+@contextmanager
+def transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Commit what happens inside, or nothing of it."""
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        connection.execute("COMMIT")
+    except BaseException:
+        if connection.in_transaction:  # after some errors SQLite has rolled back by itself
+            connection.execute("ROLLBACK")
+        raise
+
+
+def insert(connection: sqlite3.Connection, records: Iterable[Any]) -> None:
+    """Insert records of one class into their table; a record with the key of an older one replaces it."""
+    for record in records:
+        insert_row(connection, _TABLES[type(record)], to_row(record))
+
+
+def insert_row(connection: sqlite3.Connection, table: str, row: dict[str, Any]) -> None:
+    """Insert one row, given by column."""
+    columns = ", ".join(f'"{name}"' for name in row)
+    marks = ", ".join("?" * len(row))
+    connection.execute(f"INSERT OR REPLACE INTO {table} ({columns}) VALUES ({marks})", tuple(row.values()))
+
+
+def to_row(record: Any) -> dict[str, Any]:
+    """Return the fields of a record as SQLite takes them."""
+    return {item.name: _to_sql(getattr(record, item.name)) for item in fields(record)}
+
+
+def _to_sql(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return json.dumps(value)
+    return value.item() if isinstance(value, np.generic) else value
+
+
+@contextmanager
+def open_database(path: Path) -> Iterator[sqlite3.Connection]:
+    """Give a connection that reads one snapshot of the worker's file `path`, also while it is written.
+
+    Raises:
+        RunDirectoryError: The file is damaged, of a newer format or unreadable; also for errors raised inside.
+    """
+    with ExitStack() as stack:
+        try:
+            connection = _connect_to_read(path, stack)
+            connection.execute("BEGIN")
+            _check(connection, path)
+            yield connection
+        except sqlite3.Error as error:
+            raise sqlite_failure(error, path) from error
+        except OSError as error:
+            raise os_failure(error, path) from error
+        except json.JSONDecodeError as error:
+            raise damaged(path, f"cannot be read ({error})") from error
+
+
+def _connect_to_read(path: Path, stack: ExitStack) -> sqlite3.Connection:
+    """Connect to `path` read-only; on a read-only file system in the ways that need no file beside it."""
+    try:
+        return _try_to_read(path, "mode=ro", stack)
+    except sqlite3.OperationalError as error:
+        name = getattr(error, "sqlite_errorname", "")
+        if not name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")) or not path.exists():
+            raise
+    logs = _logs(path)
+    if not logs:
+        return _try_to_read(path, "mode=ro&immutable=1", stack)
+    # The log belongs to what was committed, and SQLite must write to take it into account: on a copy it can.
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="precscope-")))
+    for file in (path, *logs):
+        shutil.copyfile(file, folder / file.name)
+    return _try_to_read(folder / path.name, "mode=rw", stack)
+
+
+def _logs(path: Path) -> list[Path]:
+    """Return the files beside `path` without which it is not complete."""
+    logs = [path.with_name(f"{path.name}-{kind}") for kind in ("wal", "journal")]
+    return [log for log in logs if log.exists() and log.stat().st_size]
+
+
+def _try_to_read(path: Path, query: str, stack: ExitStack) -> sqlite3.Connection:
+    connection = sqlite3.connect(f"{path.absolute().as_uri()}?{query}", uri=True, timeout=_BUSY_S, isolation_level=None)
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except BaseException:
+        connection.close()
+        raise
+    stack.enter_context(closing(connection))
+    return connection
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    # SQLite finds missing pages itself, but takes a last page that was cut off as if it ended in zeros.
+    if path.stat().st_size % connection.execute("PRAGMA page_size").fetchone()[0] and not _logs(path):
+        raise damaged(path, "is cut off")
+    meta = dict(connection.execute("SELECT name, value FROM meta"))
+    version = str(meta.get("schema_version"))
+    if not version.isdecimal():
+        raise damaged(path, "holds no schema_version")
+    if int(version) > SCHEMA_VERSION:
+        raise newer_format(path, int(version), SCHEMA_VERSION)
+    if meta.get("scalar_fields") != _META["scalar_fields"]:
+        raise damaged(path, f"has other scalar_fields than version {version} of the format")
+
+
+def select(connection: sqlite3.Connection, cls: type[Record]) -> tuple[Record, ...]:
+    """Return all records of `cls`, in the order in which they were written."""
+    names = [item.name for item in fields(cls)]  # type: ignore[arg-type]  # every record is a dataclass
+    columns = ", ".join(f'"{name}"' for name in names)
+    rows = connection.execute(f"SELECT {columns} FROM {_TABLES[cls]} ORDER BY rowid")
+    return tuple(cls(**{name: _from_sql(name, value) for name, value in zip(names, row, strict=True)}) for row in rows)
+
+
+def _from_sql(name: str, value: Any) -> Any:
+    return tuple(json.loads(value)) if name in _JSON_COLUMNS and value is not None else value

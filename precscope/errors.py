@@ -1,0 +1,29 @@
+"""The errors that PrecScope raises on purpose.
+
+Every message says what happened, what was expected, what was received and what to do next. The command line catches
+`PrecScopeError` once, prints its message on one line and returns exit code 2; anything else is a bug.
+"""
+
+from __future__ import annotations
+
+__all__ = ["OptionsError", "PrecScopeError", "RunDirectoryError", "SessionError", "TraceError"]
+
+
+class PrecScopeError(Exception):
+    """Base of all errors that PrecScope raises on purpose."""
+
+
+class OptionsError(PrecScopeError):
+    """An option has an unknown name or a value that it cannot take."""
+
+
+class RunDirectoryError(PrecScopeError):
+    """A run directory cannot be created, written or read."""
+
+
+class SessionError(PrecScopeError):
+    """A profiling session was asked for something that it cannot do."""
+
+
+class TraceError(PrecScopeError):
+    """A profiler trace cannot be read."""

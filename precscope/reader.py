@@ -1,0 +1,272 @@
+"""Reading a run: typed records and NumPy arrays, also while it is written and after its process was killed."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from precscope.errors import RunDirectoryError
+from precscope.records import SCALAR_DTYPE
+from precscope.run_failures import damaged
+from precscope.run_file import read_run_file
+from precscope.rundir import find_run_directory, worker_file, worker_files
+from precscope.statistics import HISTOGRAM_BINS, TensorStatistics
+from precscope.suggest import did_you_mean
+from precscope.worker import Worker, read_worker
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Hashable, Iterable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from precscope.records import (
+        CostRecord,
+        LayerRecord,
+        LossScaleRecord,
+        NoticeRecord,
+        RunRecord,
+        RunStatus,
+        SampleRecord,
+        TensorKind,
+        TensorRecord,
+    )
+
+__all__ = ["Run", "open_run"]
+
+_SCALARS = SCALAR_DTYPE.names or ()
+_COUNTS = [
+    item.name for item in fields(TensorStatistics) if item.name in _SCALARS and SCALAR_DTYPE[item.name].kind == "u"
+]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Run:
+    """One run as it was committed when it was opened. Arrays are read when they are first asked for, and kept.
+
+    Attributes:
+        path: The run directory.
+        record: What was trained, on what, and how it ended.
+        process_alive: Whether the process that recorded the run lives; None where that cannot be seen (another host).
+        layers: In the order of the forward pass.
+        tensors: By index.
+        samples: By index: of worker 0 first, each worker's in the order of time.
+        loss_scales: Looks at the optimizer, in the order of time.
+        notices: What the session had to say.
+        costs: What PrecScope cost, all workers together.
+    """
+
+    path: Path
+    record: RunRecord
+    process_alive: bool | None
+    layers: tuple[LayerRecord, ...]
+    tensors: tuple[TensorRecord, ...]
+    samples: tuple[SampleRecord, ...]
+    loss_scales: tuple[LossScaleRecord, ...]
+    notices: tuple[NoticeRecord, ...]
+    costs: tuple[CostRecord, ...]
+    _workers: tuple[_PlacedWorker, ...]
+
+    def __repr__(self) -> str:
+        sizes = f"{len(self.layers)} layers, {len(self.tensors)} tensors, {len(self.samples)} samples"
+        return f"<Run '{self.path}' ({self.status}): {sizes}>"
+
+    @property
+    def status(self) -> RunStatus | Literal["killed"]:
+        """How the run ended: the record's status, but "killed" where it says "running" and the process is gone."""
+        if self.record.status == "running" and self.process_alive is False:
+            return "killed"
+        return self.record.status
+
+    @cached_property
+    def scalars(self) -> NDArray[np.void]:
+        """SCALAR_DTYPE [samples, tensors], read-only; `count` is 0 where a tensor was not recorded in a sample.
+
+        Raises:
+            RunDirectoryError: The file cannot be read any more.
+        """
+        if len(self._workers) == 1:
+            return _frozen(self._workers[0].worker.scalars())
+        scalars = np.zeros((len(self.samples), len(self.tensors)), SCALAR_DTYPE)
+        for placed in self._workers:
+            scalars[placed.samples.start : placed.samples.stop, placed.tensors] = placed.worker.scalars()
+        return _frozen(scalars)
+
+    def histograms(self, sample: int) -> NDArray[np.uint64]:
+        """Return the exponent histograms of one sample, uint64 [tensors, HISTOGRAM_BINS], read-only.
+
+        Raises:
+            IndexError: There is no such sample.
+            RunDirectoryError: The file cannot be read any more.
+        """
+        number = range(len(self.samples))[sample]
+        if number not in self._last_histograms:
+            self._last_histograms.clear()
+            self._last_histograms[number] = self._read_histograms(number)
+        return self._last_histograms[number]
+
+    def total_histograms(self) -> NDArray[np.uint64]:
+        """Return the exponent histograms summed over all samples, uint64 [tensors, HISTOGRAM_BINS], read-only.
+
+        Raises:
+            RunDirectoryError: The file cannot be read any more.
+        """
+        return self._total_histograms
+
+    def statistics(self, sample: int, tensor: int) -> TensorStatistics:
+        """Return what is known of one tensor at one sample; `count` is 0 where it was not recorded.
+
+        Raises:
+            IndexError: There is no such sample or tensor.
+            RunDirectoryError: The file cannot be read any more.
+        """
+        dtype = self.tensors[tensor].dtype
+        return _statistics(dtype, self.scalars[sample, tensor], self.histograms(sample)[tensor])
+
+    def layer(self, id: str) -> LayerRecord:
+        """Return the layer called `id`.
+
+        Raises:
+            RunDirectoryError: There is no such layer; the message names the nearest.
+        """
+        layer = self._layers_by_id.get(id)
+        if layer is None:
+            hint = did_you_mean(id, self._layers_by_id)
+            raise RunDirectoryError(f"The run in '{self.path}' has no layer {id!r}.{hint}")
+        return layer
+
+    def find(self, layer: str | None = None, kind: TensorKind | None = None) -> tuple[TensorRecord, ...]:
+        """Return the tensors of one layer, of one kind, or both, by index.
+
+        Raises:
+            RunDirectoryError: There is no such layer.
+        """
+        layer_id = None if layer is None else self.layer(layer).id
+        return tuple(t for t in self.tensors if layer_id in (None, t.layer) and kind in (None, t.kind))
+
+    def reload(self) -> Run:
+        """Return the run as it is committed now."""
+        return open_run(self.path)
+
+    @cached_property
+    def _layers_by_id(self) -> dict[str, LayerRecord]:
+        return {layer.id: layer for layer in self.layers}
+
+    @cached_property
+    def _last_histograms(self) -> dict[int, NDArray[np.uint64]]:
+        return {}  # of one sample: reports ask for its tensors one by one
+
+    @cached_property
+    def _total_histograms(self) -> NDArray[np.uint64]:
+        totals = np.zeros((len(self.tensors), HISTOGRAM_BINS), np.uint64)
+        for placed in self._workers:
+            totals[placed.tensors] += placed.worker.total_histograms()
+        return _frozen(totals)
+
+    def _read_histograms(self, sample: int) -> NDArray[np.uint64]:
+        placed = next(placed for placed in self._workers if sample in placed.samples)
+        histograms = np.zeros((len(self.tensors), HISTOGRAM_BINS), np.uint64)
+        histograms[placed.tensors] = placed.worker.histograms(sample - placed.samples.start)
+        return _frozen(histograms)
+
+
+@dataclass(frozen=True)
+class _PlacedWorker:
+    """A worker and where its samples and tensors stand in the run."""
+
+    worker: Worker
+    samples: range
+    tensors: NDArray[np.intp]
+
+
+def open_run(path: str | os.PathLike[str]) -> Run:
+    """Return the run in the directory `path`: what is committed now, also while it is written or after a kill.
+
+    Raises:
+        RunDirectoryError: `path` is no run directory, the run is damaged, or a newer PrecScope wrote it.
+    """
+    directory = find_run_directory(path)
+    record, process = read_run_file(directory)
+    alive = process.is_alive()
+    if record.status == "running" and alive is False:
+        record, process = read_run_file(directory)  # it may have ended in good order between the two looks
+    files = worker_files(directory)
+    if not files and record.status != "running":
+        raise damaged(worker_file(directory, 0), "is missing")
+    return _merge(directory, record, alive, [read_worker(file) for file in files])
+
+
+def _merge(directory: Path, record: RunRecord, alive: bool | None, workers: Sequence[Worker]) -> Run:
+    """Put the workers' records together: layers by id, tensors by layer, kind and name."""
+    layers: dict[str, LayerRecord] = {}
+    tensors: dict[Hashable, TensorRecord] = {}
+    samples: list[SampleRecord] = []
+    placed = []
+    for worker in workers:
+        for layer in worker.layers:
+            layers.setdefault(layer.id, layer)
+        keys = _tensor_keys(worker.tensors)
+        for key, tensor in zip(keys, worker.tensors, strict=True):
+            tensors.setdefault(key, replace(tensor, index=len(tensors)))
+        columns = np.array([tensors[key].index for key in keys], np.intp)
+        placed.append(_PlacedWorker(worker, range(len(samples), len(samples) + len(worker.samples)), columns))
+        samples += [replace(sample, index=len(samples) + sample.index) for sample in worker.samples]
+    return Run(
+        path=directory,
+        record=record,
+        process_alive=alive,
+        layers=tuple(sorted(layers.values(), key=lambda layer: (layer.order, layer.id))),
+        tensors=tuple(tensors.values()),
+        samples=tuple(samples),
+        loss_scales=tuple(item for worker in workers for item in worker.loss_scales),
+        notices=tuple(item for worker in workers for item in worker.notices),
+        costs=_summed_costs(item for worker in workers for item in worker.costs),
+        _workers=tuple(placed),
+    )
+
+
+def _tensor_keys(tensors: Sequence[TensorRecord]) -> list[Hashable]:
+    """Return what names each tensor in every worker; one that a new trace added again is another tensor."""
+    seen: Counter[Hashable] = Counter()
+    keys: list[Hashable] = []
+    for tensor in tensors:
+        name = (tensor.layer, tensor.kind, tensor.name)
+        keys.append((*name, seen[name]))
+        seen[name] += 1
+    return keys
+
+
+def _summed_costs(costs: Iterable[CostRecord]) -> tuple[CostRecord, ...]:
+    sums: dict[str, CostRecord] = {}
+    for cost in costs:
+        sum_ = sums.get(cost.kind, replace(cost, count=0, time_ns=0))
+        sums[cost.kind] = replace(sum_, count=sum_.count + cost.count, time_ns=sum_.time_ns + cost.time_ns)
+    return tuple(sums.values())
+
+
+def _statistics(dtype: str, scalars: np.void, histogram: NDArray[np.uint64]) -> TensorStatistics:
+    """Build the typed statistics: a number without meaning becomes None (see `SCALAR_DTYPE`)."""
+    counts = TensorStatistics(dtype, **{name: int(scalars[name]) for name in _COUNTS}, histogram=histogram)
+    if not counts.finite:
+        return counts
+    mean, rms = (float(scalars[name]) for name in ("mean", "rms"))
+    squares_vanished = rms == 0 and counts.nonzero > 0  # they left float32 at its lower end
+    return replace(
+        counts,
+        min=float(scalars["min"]),
+        max=float(scalars["max"]),
+        smallest_nonzero=float(scalars["smallest_nonzero"]) if counts.nonzero else None,
+        mean=mean if math.isfinite(mean) else None,
+        rms=rms if math.isfinite(rms) and not squares_vanished else None,
+    )
+
+
+def _frozen(array: NDArray[Any]) -> NDArray[Any]:
+    array.flags.writeable = False
+    return array

@@ -1,0 +1,235 @@
+"""Writing a run: each call is one transaction, so whatever was written before a failure or a kill stays readable."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import sqlite3
+import threading
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from precscope.database import (
+    close_database,
+    create_database,
+    insert,
+    insert_row,
+    to_row,
+    transaction,
+)
+from precscope.errors import RunDirectoryError
+from precscope.records import SCALAR_DTYPE
+from precscope.run_failures import sqlite_failure
+from precscope.run_file import ProcessRecord, write_run_file
+from precscope.rundir import create_run_directory, delete_run_files, worker_file
+from precscope.sample_arrays import encode_histograms, encode_indices, encode_scalars
+from precscope.statistics import HISTOGRAM_BINS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import ArrayLike, NDArray
+
+    from precscope.records import (
+        CostRecord,
+        LayerRecord,
+        LossScaleRecord,
+        NoticeRecord,
+        RunRecord,
+        RunStatus,
+        SampleRecord,
+        TensorRecord,
+    )
+
+__all__ = ["RunWriter"]
+
+#: Every so many samples the histograms' running totals are stored with the sample, so that a reader adds up this many
+#: samples at most; storing them with each sample would double the time to write one.
+_TOTALS_EVERY = 16
+
+
+class RunWriter:
+    """Writes one run: tensors and samples from one thread, everything else from any.
+
+    Every method but `close` raises RunDirectoryError where the write failed (the disk is full, the directory was
+    removed, ...). Nothing of that call is then stored, all earlier calls are.
+    """
+
+    def __init__(self, directory: Path, record: RunRecord) -> None:
+        """Begin to write into the empty `directory`; use `create`."""
+        self.path = directory
+        self.record = record
+        self._process = ProcessRecord.current()
+        self._lock = threading.Lock()
+        self._tensors = 0
+        self._samples = 0
+        self._totals = np.zeros((0, HISTOGRAM_BINS), np.uint64)
+        # run.yaml first: from now on the directory is known as a run, whatever happens.
+        write_run_file(directory, record, self._process)
+        self._file = worker_file(directory, 0)
+        self._connection: sqlite3.Connection | None = create_database(self._file)
+        self._stat = self._file.stat()
+
+    @classmethod
+    def create(cls, path: str | os.PathLike[str], record: RunRecord, overwrite: bool = False) -> RunWriter:
+        """Create the run directory `path` and return its writer.
+
+        Raises:
+            RunDirectoryError: See `precscope.rundir.create_run_directory`.
+        """
+        directory = create_run_directory(path, overwrite)
+        try:
+            return cls(directory, record)
+        except RunDirectoryError:
+            with suppress(OSError):  # so that the same call can succeed once there is space
+                delete_run_files(directory)
+            raise
+
+    def add_layers(self, layers: Iterable[LayerRecord]) -> None:
+        """Add layers; a layer whose id is known replaces the older record."""
+        self._insert(layers)
+
+    def add_tensors(self, tensors: Sequence[TensorRecord]) -> None:
+        """Add tensors behind those that are there.
+
+        Raises:
+            ValueError: Their indices do not go on from the tensors so far.
+        """
+        expected = list(range(self._tensors, self._tensors + len(tensors)))
+        if [tensor.index for tensor in tensors] != expected:
+            raise ValueError(f"Tensors must be numbered on from {self._tensors}, in order.")
+        self._insert(tensors)
+        self._tensors += len(tensors)
+
+    def add_sample(
+        self,
+        sample: SampleRecord,
+        scalars: NDArray[np.void],
+        histograms: NDArray[np.uint64],
+        tensor_indices: ArrayLike | None = None,
+    ) -> None:
+        """Add a sample; its `index` is not used, the reader numbers samples in the order of writing.
+
+        Args:
+            sample: The step.
+            scalars: SCALAR_DTYPE [tensors].
+            histograms: uint64 [tensors, HISTOGRAM_BINS].
+            tensor_indices: Which tensors these are, ascending; None for all tensors so far.
+
+        Raises:
+            ValueError: The arrays have another shape or dtype, or the tensors are unknown.
+        """
+        indices = self._checked_indices(tensor_indices)
+        rows = self._tensors if indices is None else len(indices)
+        _check_array("scalars", scalars, SCALAR_DTYPE, (rows,))
+        _check_array("histograms", histograms, np.dtype(np.uint64), (rows, HISTOGRAM_BINS))
+        totals = self._added_to_totals(histograms, indices)
+        is_checkpoint = self._samples % _TOTALS_EVERY == _TOTALS_EVERY - 1
+        loss_is_nan = sample.loss is not None and math.isnan(sample.loss)
+        row = to_row(sample) | {
+            "index": self._samples,
+            "loss_is_nan": loss_is_nan,  # SQLite turns NaN into NULL, which says "not seen"
+            "tensor_indices": None if indices is None else encode_indices(indices),
+            "scalars": encode_scalars(scalars),
+            "histograms": encode_histograms(histograms),
+            "histogram_totals": encode_histograms(totals) if is_checkpoint else None,
+        }
+        with self._writing() as connection:
+            insert_row(connection, "samples", row)
+        self._totals = totals
+        self._samples += 1
+
+    def add_loss_scale(self, record: LossScaleRecord) -> None:
+        """Add one look at the optimizer."""
+        self._insert([record])
+
+    def add_notice(self, record: NoticeRecord) -> None:
+        """Add what the session has to say."""
+        self._insert([record])
+
+    def set_costs(self, costs: Iterable[CostRecord]) -> None:
+        """Store what PrecScope cost so far; a kind that is known is replaced."""
+        self._insert(costs)
+
+    def update_record(self, **changes: Any) -> None:
+        """Change fields of the run's record and write `run.yaml` anew."""
+        record = dataclasses.replace(self.record, **changes)
+        with self._lock:
+            self._check_in_place()
+            write_run_file(self.path, record, self._process)
+        self.record = record
+
+    def close(self, status: RunStatus, error: str | None = None, ended_unix_s: float | None = None) -> None:
+        """End the run, once; never raises RunDirectoryError, also after a failure: the run then stays "running".
+
+        Args:
+            status: How it ended.
+            error: The exception's type and message, or None.
+            ended_unix_s: Wall-clock end; None for now.
+        """
+        if self._connection is None:
+            return
+        ended = time.time() if ended_unix_s is None else ended_unix_s
+        with self._lock:
+            close_database(self._connection, in_place=self._in_place())
+            self._connection = None
+        # The caller heard of a failure from the call that failed first; a reader sees that the process is gone.
+        with suppress(RunDirectoryError):
+            self.update_record(status=status, error=error, ended_unix_s=ended)
+
+    def _insert(self, records: Iterable[Any]) -> None:
+        with self._writing() as connection:
+            insert(connection, records)
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """Give the connection inside a transaction; every failure becomes a RunDirectoryError."""
+        with self._lock:
+            if self._connection is None:
+                raise RunDirectoryError(f"The run in '{self.path}' is closed; nothing can be written to it any more.")
+            self._check_in_place()
+            try:
+                with transaction(self._connection):
+                    yield self._connection
+            except (sqlite3.ProgrammingError, sqlite3.IntegrityError):
+                raise  # a record that is none: the caller's mistake, not the directory's
+            except sqlite3.Error as error:
+                raise sqlite_failure(error, self._file) from error
+
+    def _check_in_place(self) -> None:
+        # SQLite would go on writing into a file that was deleted, and nobody would ever see it.
+        if not self._in_place():
+            raise RunDirectoryError(
+                f"'{self._file}' was removed or replaced while the run was written. Nothing more is recorded."
+            )
+
+    def _in_place(self) -> bool:
+        try:
+            return os.path.samestat(self._file.stat(), self._stat)
+        except OSError:
+            return False
+
+    def _checked_indices(self, tensor_indices: ArrayLike | None) -> NDArray[np.int64] | None:
+        if tensor_indices is None:
+            return None
+        indices = np.asarray(tensor_indices, np.int64)
+        known = indices.size == 0 or (indices[0] >= 0 and indices[-1] < self._tensors)
+        if indices.ndim != 1 or not known or (np.diff(indices) <= 0).any():
+            raise ValueError(f"Tensor indices must ascend and lie in [0, {self._tensors}); received {indices}.")
+        return indices
+
+    def _added_to_totals(self, histograms: NDArray[np.uint64], indices: NDArray[np.int64] | None) -> NDArray[np.uint64]:
+        totals = np.zeros((self._tensors, HISTOGRAM_BINS), np.uint64)
+        totals[: len(self._totals)] = self._totals
+        totals[slice(None) if indices is None else indices] += histograms
+        return totals
+
+
+def _check_array(name: str, array: NDArray[Any], dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
+    if array.dtype != dtype or array.shape != shape:
+        raise ValueError(f"{name} must be {dtype} {list(shape)}; received {array.dtype} {list(array.shape)}.")

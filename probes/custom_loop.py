@@ -1,0 +1,79 @@
+"""A train step of a user's own training loop, with the choice between the plain and the probed one."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from precscope.probes import keras_internals
+from precscope.probes.recorder import Recorder
+from precscope.probes.train_function import probed_step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from precscope.probes.optimizer_taps import OptimizerTaps
+    from precscope.probes.sampling_loop import SamplingLoop
+    from precscope.probes.taps import LayerTaps
+
+__all__ = ["InstrumentedStep"]
+
+
+class InstrumentedStep:
+    """Calls like the train step that it was made from; `plain` is that step itself.
+
+    Args:
+        plain: A tf.function, or a plain function that runs eagerly.
+        loop: Decides which step is probed.
+        make_taps: Plans and returns the taps, called when the first sample is due.
+        ready: Tells whether everything that the first step builds is there.
+        advance: Called before each step with this object, so that the session counts steps.
+    """
+
+    def __init__(
+        self,
+        plain: Callable[..., Any],
+        loop: SamplingLoop,
+        make_taps: Callable[[Recorder], tuple[LayerTaps, OptimizerTaps | None]],
+        ready: Callable[[], bool],
+        advance: Callable[[InstrumentedStep], None],
+    ) -> None:
+        functools.update_wrapper(self, getattr(plain, "python_function", plain))
+        self.plain = plain
+        self._loop = loop
+        self._make_taps = make_taps
+        self._ready = ready
+        self._advance = advance
+        self._recorder: Recorder | None = None
+        self._probed: Callable[..., Any] | None = None
+        self._warm = False  # whether the plain step has run: it builds and compiles what it would without PrecScope
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run one train step."""
+        self._advance(self)
+        loop = self._loop
+        if loop.steps_seen < loop.next_step:
+            return self.plain(*args, **kwargs)
+        if not (self._warm and self._ready()):
+            loop.skip()
+            result = self.plain(*args, **kwargs)
+            self._warm = True
+            loop.open_window(loop.steps_seen + 1)
+            return result
+        recorder, probed = self._prepare()
+        return loop.run(recorder, lambda: probed(*args, **kwargs), lambda: self.plain(*args, **kwargs), count=False)
+
+    def _prepare(self) -> tuple[Recorder, Callable[..., Any]]:
+        if self._recorder is None or self._probed is None:
+            plain = self.plain
+            is_function = hasattr(plain, "python_function") and hasattr(plain, "_clone")
+            recorder = Recorder(in_xla=is_function and keras_internals.is_compiled_by_xla(plain))
+            taps = self._make_taps(recorder)
+            if is_function:
+                self._probed = keras_internals.clone_function(
+                    plain, lambda step, *args, **kwargs: probed_step(step, recorder, *taps)(*args, **kwargs)
+                )
+            else:
+                self._probed = probed_step(plain, recorder, *taps)
+            self._recorder = recorder
+        return self._recorder, self._probed

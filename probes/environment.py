@@ -1,0 +1,83 @@
+"""What a run was made with: model, software, hardware, as plain data for the run's record."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import keras
+import psutil
+import tensorflow as tf
+
+from precscope.probes import keras_internals
+
+__all__ = ["describe_hardware", "describe_model", "describe_software"]
+
+_PACKAGES = ("precscope", "tensorflow", "keras", "numpy", "ml_dtypes")
+
+
+def describe_model(model: Any, optimizer: Any) -> dict[str, Any]:
+    """Return what identifies the model and how it is trained; `loss_scaling` is "dynamic", "static" or "none"."""
+    inner = keras_internals.inner_optimizer(optimizer)
+    return {
+        "name": model.name,
+        "class": type(model).__name__,
+        "dtype_policy": model.dtype_policy.name,
+        "layers": sum(1 for _ in keras_internals.walk_layers(model)),
+        "parameters": _parameters(model),
+        "optimizer": type(inner).__name__,
+        "loss_scaling": keras_internals.loss_scaling(optimizer),
+        "jit_compile": bool(getattr(model, "jit_compile", False)) if getattr(model, "compiled", False) else None,
+        "run_eagerly": bool(getattr(model, "run_eagerly", False)),
+        "steps_per_execution": int(getattr(model, "steps_per_execution", 1) or 1),
+    }
+
+
+def _parameters(model: Any) -> int | None:
+    return int(model.count_params()) if model.built else None
+
+
+def describe_software() -> dict[str, str]:
+    """Return versions by package name, and Python's."""
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:  # nightly and vendors' builds have other names
+            module = {"tensorflow": tf, "keras": keras}.get(package)
+            if module is not None:
+                versions[package] = str(module.__version__)
+    return versions
+
+
+def describe_hardware() -> dict[str, Any]:
+    """Return platform, processor, memory and the GPUs that TensorFlow sees."""
+    return {
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu_name(),
+        "cpu_count": psutil.cpu_count(),
+        "memory_bytes": psutil.virtual_memory().total,
+        "gpus": [_gpu(device) for device in tf.config.list_physical_devices("GPU")],
+    }
+
+
+def _gpu(device: Any) -> dict[str, Any]:
+    details = tf.config.experimental.get_device_details(device)
+    capability = details.get("compute_capability")
+    return {
+        "name": details.get("device_name"),
+        "compute_capability": ".".join(map(str, capability)) if capability else None,
+    }
+
+
+def _cpu_name() -> str | None:
+    if sys.platform == "linux":
+        try:
+            with open("/proc/cpuinfo", encoding="utf-8") as file:  # noqa: PTH123
+                names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+        except OSError:
+            names = []
+        return names[0] if names else None
+    return platform.processor() or None

@@ -1,0 +1,239 @@
+"""The one door to what Keras and TensorFlow do not promise to keep.
+
+Everything here was read in Keras 3.15 and TensorFlow 2.21; when a new release breaks PrecScope, it should break here.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+import keras
+import tensorflow as tf
+from keras.src.models.functional import Functional
+from tensorflow.compiler.tf2xla.ops.gen_xla_ops import xla_optimization_barrier
+from tensorflow.python.framework import ops as tf_ops
+from tensorflow.python.ops.control_flow_v2_func_graphs import (
+    CondBranchFuncGraph,
+    WhileBodyFuncGraph,
+    WhileCondFuncGraph,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = [
+    "MODEL_ID",
+    "build_train_function",
+    "clone_function",
+    "current_graph",
+    "growth_counter",
+    "has_named_layers",
+    "in_control_flow_of",
+    "inner_optimizer",
+    "is_compiled_by_xla",
+    "is_dynamic",
+    "loss_scale",
+    "loss_scaling",
+    "optimized_variables",
+    "own_variables",
+    "set_instance_attribute",
+    "tie",
+    "update_counter",
+    "updates_every_step",
+    "usual_batch",
+    "walk_layers",
+]
+
+#: Id of the model itself, for variables that no layer owns.
+MODEL_ID = "(model)"
+_BOOKKEEPING = ("_layers", "_metrics", "_tracker", "_parent", "_loss_tracker", "optimizer")
+_CONTROL_FLOW = (WhileBodyFuncGraph, WhileCondFuncGraph, CondBranchFuncGraph)
+
+
+def walk_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """Yield (id, layer) for every layer inside `model`, each once, owners before what they own.
+
+    The id is the path by ownership: a layer's name inside a Sequential or functional model (where names are unique),
+    and the attribute that holds it elsewhere ("encoder/blocks/0/attention"). Keras' own `layer.path` will not do: it is
+    None for sub-layers without variables, and equal for equally named layers of two nested models.
+    """
+    seen = {id(model)}
+
+    def walk(owner: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        for name, layer in _children(owner):
+            if id(layer) not in seen:
+                seen.add(id(layer))
+                path = f"{prefix}{name}"
+                yield path, layer
+                yield from walk(layer, f"{path}/")
+
+    yield from walk(model, "")
+
+
+def _children(owner: Any) -> Iterator[tuple[str, Any]]:
+    if has_named_layers(owner):
+        yield from ((layer.name, layer) for layer in owner.layers)
+        return
+    named: set[int] = set()
+    for attribute, value in list(vars(owner).items()):
+        if attribute in _BOOKKEEPING or attribute.startswith("_self_"):  # Keras' and TensorFlow's own lists
+            continue
+        for name, layer in _layers_in(attribute, value):
+            if id(layer) not in named:
+                named.add(id(layer))
+                yield name, layer
+    for position, layer in enumerate(getattr(owner, "_layers", ())):  # held by nothing that was searched
+        if id(layer) not in named:
+            yield f"{layer.name}:{position}", layer
+
+
+def has_named_layers(layer: Any) -> bool:
+    """Tell whether `layer` is a Sequential or functional model: it only passes tensors from layer to layer."""
+    return isinstance(layer, (keras.Sequential, Functional))
+
+
+def _layers_in(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, keras.layers.Layer):
+        yield name, value
+    elif depth < 4 and isinstance(value, dict):
+        for key, item in value.items():
+            yield from _layers_in(f"{name}/{key}", item, depth + 1)
+    elif depth < 4 and isinstance(value, (list, tuple)):
+        for position, item in enumerate(value):
+            yield from _layers_in(f"{name}/{position}", item, depth + 1)
+
+
+def own_variables(layer: Any) -> list[Any]:
+    """Return the variables that `layer` itself owns, not those of its sub-layers."""
+    return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def set_instance_attribute(target: Any, name: str, value: Any) -> Callable[[], None]:
+    """Shadow a method by an attribute of the instance, past Keras' tracking; return a function that undoes it."""
+    missing = object()
+    before = target.__dict__.get(name, missing)
+    target.__dict__[name] = value
+
+    def undo() -> None:
+        if before is missing:
+            target.__dict__.pop(name, None)
+        else:
+            target.__dict__[name] = before
+
+    return undo
+
+
+def build_train_function(model: Any, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return what Keras would make of `step` in place of `model.train_step`, and leave the model as it was."""
+    before = model.train_function
+    undo = set_instance_attribute(model, "train_step", step)
+    undo_make = set_instance_attribute(model, "make_train_function", type(model).make_train_function.__get__(model))
+    try:
+        model.make_train_function(force=True)
+        return model.train_function  # type: ignore[no-any-return]
+    finally:
+        undo()
+        undo_make()
+        model.train_function = before
+
+
+def usual_batch(model: Any, steps: int) -> int | None:
+    """Return the batch size, right after the first call of an epoch that made `steps` train steps; None if unknown.
+
+    Keras' loss tracker has counted the examples by then.
+    """
+    count = getattr(getattr(model, "_loss_tracker", None), "count", None)
+    examples = 0 if count is None else int(count.numpy())
+    return examples // steps if examples >= steps else None
+
+
+def clone_function(function: Any, body: Callable[..., Any]) -> Any:
+    """Return a tf.function with the options of `function` (jit_compile, input_signature, ...) and another body.
+
+    `body` is called with the converted Python function of `function` as its first argument.
+    """
+    python_function = function.python_function
+    if getattr(function, "_autograph", True):
+        python_function = tf.__internal__.autograph.tf_convert(
+            python_function, tf.__internal__.autograph.control_status_ctx()
+        )
+
+    @functools.wraps(function.python_function)
+    def cloned(*args: Any, **kwargs: Any) -> Any:
+        return body(python_function, *args, **kwargs)
+
+    return function._clone(tf.autograph.experimental.do_not_convert(cloned))
+
+
+def is_compiled_by_xla(function: Any) -> bool:
+    """Tell whether a tf.function was made with `jit_compile=True`."""
+    return bool(getattr(function, "_jit_compile", False))
+
+
+def current_graph() -> Any:
+    """Return the graph that is being built, or None when executing eagerly."""
+    return None if tf.executing_eagerly() else tf_ops.get_default_graph()
+
+
+def in_control_flow_of(graph: Any, root: Any) -> bool:
+    """Tell whether `graph` is a branch or loop body somewhere inside `root`, with no tf.function in between.
+
+    What a user's own tf.function traces is kept and used again by the plain train function, so nothing may be
+    recorded there.
+    """
+    while isinstance(graph, _CONTROL_FLOW):
+        graph = graph.outer_graph
+        if graph is root:
+            return True
+    return False
+
+
+def tie(tensors: list[Any]) -> list[Any]:
+    """Return the tensors, none of which XLA may use before all of them exist. Only inside XLA."""
+    return list(xla_optimization_barrier(input=tensors))
+
+
+def is_dynamic(optimizer: Any) -> bool:
+    """Tell whether `optimizer` is Keras' LossScaleOptimizer."""
+    return isinstance(optimizer, keras.optimizers.LossScaleOptimizer)
+
+
+def inner_optimizer(optimizer: Any) -> Any:
+    """Return the optimizer that updates the weights."""
+    return optimizer.inner_optimizer if is_dynamic(optimizer) else optimizer
+
+
+def loss_scale(optimizer: Any) -> Any:
+    """Return the loss scale as a float32 tensor, a float, or None where the loss is not scaled."""
+    if is_dynamic(optimizer):
+        return optimizer.dynamic_scale.value if optimizer.built else float(optimizer.initial_scale)
+    factor = getattr(optimizer, "loss_scale_factor", None)
+    return None if factor is None else float(factor)
+
+
+def loss_scaling(optimizer: Any) -> str:
+    """Return how the loss is scaled: "dynamic", "static" (a fixed `loss_scale_factor`) or "none"."""
+    if is_dynamic(optimizer):
+        return "dynamic"
+    return "none" if getattr(optimizer, "loss_scale_factor", None) is None else "static"
+
+
+def growth_counter(optimizer: Any) -> int | None:
+    """Return how many finite steps have passed since the dynamic scale last moved."""
+    return int(optimizer.step_counter.numpy()) if is_dynamic(optimizer) and optimizer.built else None
+
+
+def update_counter(optimizer: Any) -> Any:
+    """Return the variable that counts applied updates."""
+    return inner_optimizer(optimizer).iterations.value
+
+
+def updates_every_step(optimizer: Any) -> bool:
+    """Tell whether every applied step updates the weights: not so while gradients are accumulated over several."""
+    return not getattr(inner_optimizer(optimizer), "gradient_accumulation_steps", None)
+
+
+def optimized_variables(optimizer: Any) -> list[Any]:
+    """Return the variables that a built optimizer updates, in the order of its gradients."""
+    return list(optimizer._trainable_variables)

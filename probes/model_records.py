@@ -1,0 +1,101 @@
+"""The model as the run's records describe it: layers, who owns which variable, what is recorded and why not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from precscope.probes import keras_internals
+from precscope.probes.keras_internals import MODEL_ID
+from precscope.probes.taps import TapPlan, plan_taps
+from precscope.records import LayerRecord
+
+if TYPE_CHECKING:
+    from precscope.options import Options
+    from precscope.probes.recorder import TensorKey
+
+__all__ = ["ModelRecords"]
+
+
+class ModelRecords:
+    """Knows the layers of `model`, which may still be unbuilt: `refresh` looks again.
+
+    Attributes:
+        plans: What is recorded of each layer, by id.
+    """
+
+    def __init__(self, model: Any, options: Options) -> None:
+        self._model = model
+        self._options = options
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look at the model again, and plan what is recorded anew."""
+        options = self._options
+        layers = dict(keras_internals.walk_layers(self._model))
+        self.plans: dict[str, TapPlan] = plan_taps(layers, options.selects, options.activations, options.gradients)
+        self._names: dict[int, tuple[str, str]] = {}
+        for layer_id, layer in [(MODEL_ID, self._model), *layers.items()]:
+            self._name_variables(layer_id, layer)
+
+    def _name_variables(self, layer_id: str, layer: Any) -> None:
+        taken: set[str] = set()
+        for variable in keras_internals.own_variables(layer):
+            name = variable.name
+            while name in taken:
+                name += "'"
+            taken.add(name)
+            self._names.setdefault(id(variable), (layer_id, name))
+
+    def variable_name(self, variable: Any) -> tuple[str, str] | None:
+        """Return (layer id, name) of a Keras variable, or None where its layer is not selected."""
+        named = self._names.get(id(variable))
+        if named is None:
+            return (MODEL_ID, getattr(variable, "path", variable.name))
+        plan = self.plans.get(named[0])
+        selected = plan is None or self._options.selects(plan.id, type(plan.layer).__name__)
+        return named if selected else None
+
+    def layers(self, recorded: set[TensorKey] | None = None) -> list[LayerRecord]:
+        """Return a record of every layer; `recorded` says what the last sample held, None before the first."""
+        orders = [plan.order for plan in self.plans.values() if plan.order is not None]
+        unordered = iter(range(len(orders), len(self.plans) + 1))
+        records = [
+            _layer_record(plan, next(unordered) if plan.order is None else plan.order, recorded)
+            for plan in self.plans.values()
+        ]
+        if recorded and any(key.layer == MODEL_ID for key in recorded):
+            records.append(
+                _record(MODEL_ID, self._model, next(unordered), (), "only its own variables", "only its own variables")
+            )
+        return records
+
+
+def _layer_record(plan: TapPlan, order: int, recorded: set[TensorKey] | None) -> LayerRecord:
+    unseen, gradient_unseen = plan.unseen, plan.gradient_unseen
+    if recorded is not None:
+        kinds = {key.kind for key in recorded if key.layer == plan.id}
+        if unseen is None and "activation" not in kinds:
+            unseen = "it was not called where it can be recorded" if plan.order is None else "no float output"
+        if gradient_unseen is None and "gradient" not in kinds:
+            gradient_unseen = unseen or plan.no_gradient
+    return _record(plan.id, plan.layer, order, tuple(plan.inputs), unseen, gradient_unseen)
+
+
+def _record(
+    layer_id: str, layer: Any, order: int, inputs: tuple[str, ...], unseen: str | None, gradient_unseen: str | None
+) -> LayerRecord:
+    return LayerRecord(
+        id=layer_id,
+        order=order,
+        type=type(layer).__name__,
+        keras_path=layer.path,
+        policy=layer.dtype_policy.name,
+        compute_dtype=layer.compute_dtype,
+        variable_dtype=layer.variable_dtype,
+        parameters=sum(int(np.prod(v.shape)) for v in keras_internals.own_variables(layer) if v.shape is not None),
+        inputs=inputs,
+        unseen=unseen,
+        gradient_unseen=gradient_unseen,
+    )

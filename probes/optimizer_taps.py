@@ -1,0 +1,104 @@
+"""Taps on the optimizer: the loss before scaling, weight gradients as they arrive, weights, lost updates, the scale."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import tensorflow as tf
+
+from precscope.probes import keras_internals
+from precscope.probes.recorder import Recorder, TensorKey
+
+__all__ = ["OptimizerTaps"]
+
+#: Resolves a variable to the id of the layer that owns it and its name there; None where it is not selected.
+Names = Callable[[Any], tuple[str, str] | None]
+
+
+class OptimizerTaps:
+    """Puts taps on an optimizer's `scale_loss` and `apply` while a probed step is traced."""
+
+    def __init__(
+        self, optimizer: Any, names: Names, recorder: Recorder, weights: bool = True, gradients: bool = True
+    ) -> None:
+        self._weights = weights
+        self._gradients = gradients
+        self._optimizer = optimizer
+        self._names = names
+        self._recorder = recorder
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Shadow the two methods for as long as the context lasts."""
+        optimizer = self._optimizer
+        with ExitStack() as stack:
+            for name, tapped in (("scale_loss", self._scale_loss(optimizer)), ("apply", self._apply(optimizer))):
+                stack.callback(keras_internals.set_instance_attribute(optimizer, name, tapped))
+            yield
+
+    def _scale_loss(self, optimizer: Any) -> Callable[[Any], Any]:
+        original = optimizer.scale_loss
+
+        def scale_loss(loss: Any) -> Any:
+            self._recorder.record_loss(loss)
+            return original(loss)
+
+        return scale_loss
+
+    def _apply(self, optimizer: Any) -> Callable[..., Any]:
+        original = optimizer.apply
+
+        def apply(grads: Any, trainable_variables: Any = None) -> Any:
+            # Inside control flow (a step that accumulates by hand, say) only the plain path is safe.
+            if self._recorder.place() != "root" or not optimizer.built:
+                return original(grads, trainable_variables)
+            given = trainable_variables
+            variables = keras_internals.optimized_variables(optimizer) if given is None else list(given)
+            return self._recorded_apply(original, list(grads), variables, given)
+
+        return apply
+
+    def _recorded_apply(
+        self, original: Callable[..., Any], grads: list[Any], variables: Sequence[Any], given: Any
+    ) -> Any:
+        optimizer, recorder = self._optimizer, self._recorder
+        counter = keras_internals.update_counter(optimizer)
+        # identity: what is read must be the value before the update, whatever runs when.
+        before, scale = tf.identity(counter), _identity(keras_internals.loss_scale(optimizer))
+        named = [(index, name) for index, v in enumerate(variables) if (name := self._names(v)) is not None]
+        weights: dict[int, Any] = {}
+        for index, (layer, name) in named:
+            if self._gradients:
+                grads[index] = self._record_gradient(TensorKey(layer, "weight_gradient", name), grads[index])
+            if self._weights:
+                weight = tf.identity(variables[index].value)
+                weights[index] = recorder.record(TensorKey(layer, "weight", name), weight)
+        result = original(grads, None if given is None else variables)
+        for index, (layer, name) in named:
+            known = index in weights and isinstance(grads[index], tf.Tensor)
+            if known and keras_internals.updates_every_step(optimizer):
+                key = TensorKey(layer, "weight", name)
+                recorder.record_updates(key, *_lost_updates(weights[index], variables[index], grads[index]))
+        recorder.record_update(scale, before, tf.identity(counter))
+        return result
+
+    def _record_gradient(self, key: TensorKey, gradient: Any) -> Any:
+        if isinstance(gradient, tf.IndexedSlices):
+            note = "sparse: the gradient's rows for the items in the batch, duplicates not yet added up"
+            values = self._recorder.record(key, gradient.values, note)
+            return tf.IndexedSlices(values, gradient.indices, gradient.dense_shape)
+        return gradient if gradient is None else self._recorder.record(key, gradient)
+
+
+def _identity(value: Any) -> Any:
+    return tf.identity(value) if tf.is_tensor(value) or isinstance(value, tf.Variable) else value
+
+
+def _lost_updates(before: Any, variable: Any, gradient: Any) -> tuple[Any, Any]:
+    """Count elements with a non-zero gradient, and those of them that the update left as they were."""
+    bits = tf.bitcast(tf.cast(gradient, tf.float32), tf.int32)
+    moved_by = tf.not_equal(tf.bitwise.bitwise_and(bits, 2**31 - 1), 0)
+    lost = moved_by & tf.equal(before, tf.identity(variable.value))
+    return tuple(tf.reduce_sum(tf.cast(flag, tf.int32)) for flag in (moved_by, lost))  # type: ignore[return-value]

@@ -1,0 +1,172 @@
+"""One sampled step: run it probed, read, write, measure what that cost, and fall back to the plain step on a failure.
+
+Times are honest only between two moments at which the device has nothing left to do, so a sample waits for the device
+before and after. The wait before is training time; everything after it, less one plain step, is the sample's cost.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from precscope.records import CostKind, CostRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from precscope.probes.recorder import Reading, Recorder
+    from precscope.sampling import Sampler
+
+__all__ = ["NEVER", "SampledStep", "SamplingLoop"]
+
+#: Compares as later than any step.
+NEVER = sys.maxsize
+
+
+@dataclass(frozen=True)
+class SampledStep:
+    """What a sampled step gave: the step's number, what was read (None if no tap fired), and its time."""
+
+    step: int
+    reading: Reading | None
+    step_time_ns: int
+
+
+@dataclass
+class _Costs:
+    """Count and total time by kind."""
+
+    totals: dict[CostKind, list[int]] = field(default_factory=dict)
+
+    def add(self, kind: CostKind, time_ns: int) -> None:
+        total = self.totals.setdefault(kind, [0, 0])
+        total[0] += 1
+        total[1] += time_ns
+
+    def records(self) -> tuple[CostRecord, ...]:
+        return tuple(CostRecord(kind, count, time_ns) for kind, (count, time_ns) in self.totals.items())
+
+
+class SamplingLoop:
+    """Counts train steps, decides with `sampler` which are probed, and runs those.
+
+    Args:
+        sampler: Chooses the next step.
+        wait_for_device: Returns when the device has finished all that was queued.
+        keep: Called with each sampled step; writes it.
+        failed: Called with the exception of a probed step that failed; probes stay off from then on.
+        clock_ns: A monotonic clock.
+
+    Attributes:
+        steps_seen: Train steps so far.
+        next_step: The step to sample next; `NEVER` where none is.
+        costs: What PrecScope cost so far, by kind.
+    """
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        wait_for_device: Callable[[], None],
+        keep: Callable[[SampledStep], None],
+        failed: Callable[[Exception], None],
+        clock_ns: Callable[[], int] = time.perf_counter_ns,
+    ) -> None:
+        self.steps_seen = 0
+        self.costs = _Costs()
+        self._sampler = sampler
+        self._wait_for_device = wait_for_device
+        self._keep = keep
+        self._failed = failed
+        self._clock_ns = clock_ns
+        self._off = False
+        self._paused = False
+        self._window_start_ns: int | None = None
+        self._window_first_step = 0
+        self._plain_step_ns: float | None = None
+
+    @property
+    def next_step(self) -> int:
+        """The step to sample next, or `NEVER`."""
+        due = None if self._off or self._paused else self._sampler.next_step
+        return NEVER if due is None else due
+
+    def switch_off(self) -> None:
+        """Sample nothing from now on."""
+        self._off = True
+
+    def pause(self, paused: bool) -> None:
+        """Hold sampling, or go on with it."""
+        self._paused = paused
+
+    def skip(self) -> None:
+        """Try the next step: the one at hand is due and cannot be sampled."""
+        self._sampler.skip(self.steps_seen)
+
+    def open_window(self, first_step: int | None = None) -> None:
+        """Begin to measure plain steps anew: whatever lies before (validation, compiling) is no train step."""
+        self._wait_for_device()
+        self._window_start_ns = self._clock_ns()
+        self._window_first_step = self.steps_seen if first_step is None else first_step
+
+    def run(
+        self,
+        recorder: Recorder,
+        probed: Callable[[], Any],
+        plain: Callable[[], Any],
+        steps: int = 1,
+        count: bool = True,
+    ) -> Any:
+        """Run `steps` train steps probed and keep what they gave; return what `probed` (or `plain`) returned.
+
+        Args:
+            recorder: What the taps in `probed` write to.
+            probed: Runs the steps with taps.
+            plain: Runs them without, should `probed` fail.
+            steps: How many train steps one call makes.
+            count: Whether to count them here; a custom loop counts its steps itself.
+        """
+        self._measure_plain_steps()
+        traces, start_ns = recorder.traces, self._clock_ns()
+        try:
+            recorder.prepare()
+            result = probed()
+            self._wait_for_device()
+            stepped_ns = self._clock_ns()
+            reading = recorder.read()
+        except StopIteration:  # Keras' way to say that the epoch is over
+            recorder.cancel()
+            raise
+        except Exception as error:
+            recorder.cancel()
+            if "IteratorGetNext" in str(error):  # the user's data failed, not the probes
+                raise
+            # Whatever it was: the training that we watch goes on; if the error is its own, the plain step raises it.
+            self.switch_off()
+            self._failed(error)
+            result = plain()
+            self.steps_seen += steps if count else 0
+            return result
+        read_ns = self._clock_ns()
+        sampled = SampledStep(self.steps_seen + steps - 1, reading, stepped_ns - start_ns)
+        self.steps_seen += steps if count else 0
+        self._keep(sampled)
+        self._account(sampled.step, steps, recorder.traces > traces, (start_ns, stepped_ns, read_ns, self._clock_ns()))
+        self.open_window(sampled.step + 1)
+        return result
+
+    def _measure_plain_steps(self) -> None:
+        self._wait_for_device()
+        steps = self.steps_seen - self._window_first_step
+        if self._window_start_ns is not None and steps > 0:
+            self._plain_step_ns = (self._clock_ns() - self._window_start_ns) / steps
+
+    def _account(self, step: int, steps: int, compiled: bool, times_ns: tuple[int, int, int, int]) -> None:
+        start_ns, stepped_ns, read_ns, written_ns = times_ns
+        plain_ns = round((self._plain_step_ns or 0) * steps)
+        self.costs.add("compile" if compiled else "step", max(stepped_ns - start_ns - plain_ns, 0))
+        self.costs.add("read", read_ns - stepped_ns)
+        self.costs.add("write", written_ns - read_ns)
+        cost_ns = None if compiled or self._plain_step_ns is None else written_ns - start_ns - plain_ns
+        self._sampler.sampled(step, cost_ns, self._plain_step_ns)

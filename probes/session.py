@@ -1,0 +1,351 @@
+"""The context manager around a training loop: `precscope.profile`."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import keras
+
+from precscope.errors import SessionError
+from precscope.options import Options, resolve_options
+from precscope.probes import keras_internals
+from precscope.probes.custom_loop import InstrumentedStep
+from precscope.probes.environment import describe_hardware, describe_model, describe_software
+from precscope.probes.keeper import Keeper
+from precscope.probes.legacy import add_legacy_note, check_loss_scale_arguments
+from precscope.probes.model_records import ModelRecords
+from precscope.probes.optimizer_taps import OptimizerTaps
+from precscope.probes.sampling_loop import SampledStep, SamplingLoop
+from precscope.probes.taps import LayerTaps
+from precscope.probes.train_function import ChoosingTrainFunction
+from precscope.records import LossScaleRecord, RunRecord, RunStatus
+from precscope.sampling import Sampler
+from precscope.writer import RunWriter
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import Callable, Mapping
+    from types import TracebackType
+
+    from precscope.probes.recorder import Reading, Recorder
+
+__all__ = ["Session", "profile"]
+
+_profiled_models: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def profile(
+    model: Any,
+    run_dir: str | os.PathLike[str],
+    *,
+    options: Options | Mapping[str, Any] | str | Path | None = None,
+    optimizer: Any = None,
+    overwrite: bool = False,
+    **keywords: Any,
+) -> Session:
+    """Return a session that records the training of `model` inside a `with` block into the directory `run_dir`.
+
+    Args:
+        model: A Keras 3 model on the TensorFlow backend, compiled; or any model together with `optimizer`.
+        run_dir: A new directory for the run.
+        options: A YAML file, a mapping or `precscope.Options`.
+        optimizer: The optimizer of a custom training loop; by default the one that the model was compiled with.
+        overwrite: Replace a run that is already there.
+        **keywords: Single options, see `precscope.Options`; they win over `options`.
+
+    Raises:
+        SessionError: The backend is not TensorFlow, or the model is not compiled.
+        OptionsError: An option has an unknown name or a wrong value.
+
+    Entering the block raises SessionError where the model is being profiled already, and RunDirectoryError where the
+    run directory cannot be created.
+    """
+    return Session(model, run_dir, resolve_options(options, **keywords), optimizer, overwrite)
+
+
+class Session:
+    """A profiled training; use `precscope.profile`.
+
+    Attributes:
+        path: The run directory.
+        options: What is recorded and when.
+    """
+
+    def __init__(
+        self, model: Any, run_dir: str | os.PathLike[str], options: Options, optimizer: Any, overwrite: bool
+    ) -> None:
+        _check_model(model, optimizer)
+        self.path = run_dir
+        self.options = options
+        self._model = model
+        self._given_optimizer = optimizer
+        self._overwrite = overwrite
+        self._state: Literal["new", "open", "closed"] = "new"
+        self._undo: Callable[[], None] | None = None
+        # Custom loops: steps that were instrumented, those called since the last `step`, and a sample not yet written.
+        self._instrumented: list[InstrumentedStep] = []
+        self._called: set[int] = set()
+        self._pending: tuple[SampledStep, Reading] | None = None
+
+    @property
+    def _optimizer(self) -> Any:
+        return self._given_optimizer if self._given_optimizer is not None else self._model.optimizer
+
+    def __enter__(self) -> Session:
+        """Begin to watch the model."""
+        if self._state != "new":
+            raise SessionError(f"This session is {self._state}; a session is used once. Call precscope.profile again.")
+        if self._model in _profiled_models:
+            raise SessionError(
+                f"Model {self._model.name!r} is being profiled by another session. Close that one first: sessions on "
+                "one model cannot be nested."
+            )
+        start_ns = time.perf_counter_ns()
+        writer = RunWriter.create(self.path, self._describe(), overwrite=self._overwrite)
+        self.path = writer.path
+        self._loop = SamplingLoop(Sampler(self.options), self._wait_for_device, self._keep, self._probe_failed)
+        self._records = ModelRecords(self._model, self.options)
+        self._keeper = Keeper(writer, self._records, self._loop.switch_off)
+        self._keeper.keep_layers()
+        self._counted_optimizer, self._updates_at_start, self._updates_before = self._optimizer, self._updates(), 0
+        self._undo = keras_internals.set_instance_attribute(self._model, "make_train_function", self._make_function)
+        _profiled_models.add(self._model)
+        self._state = "open"
+        self._loop.costs.add("build", time.perf_counter_ns() - start_ns)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Leave the model as it was and note how the training ended; an exception goes on."""
+        self._restore_model()
+        self._state = "closed"
+        status, reason = _how_it_ended(error)
+        try:
+            self._flush()
+            self._poll()
+            self._tell_of_silence(status)
+        finally:
+            self._keeper.close(status, reason, self._loop.costs.records())
+        if error is not None:
+            add_legacy_note(error)
+
+    def _restore_model(self) -> None:
+        if self._undo is not None:
+            self._undo()
+        if isinstance(self._model.train_function, ChoosingTrainFunction):
+            self._model.train_function = self._model.train_function.plain
+        _profiled_models.discard(self._model)
+
+    # What users call inside the block.
+
+    def instrument(self, train_step: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `train_step` with probes on sampled steps, for a custom loop.
+
+        Args:
+            train_step: A tf.function, or a plain function that runs eagerly. It makes one train step.
+
+        Raises:
+            SessionError: The session is not open, or `train_step` cannot be called.
+        """
+        self._require_open("instrument")
+        if not callable(train_step):
+            raise SessionError(f"session.instrument expects a train step that can be called, received {train_step!r}.")
+        step = InstrumentedStep(train_step, self._loop, self._make_taps, self._is_built, self._advance)
+        self._instrumented.append(step)
+        return step
+
+    def step(self, loss: Any = None) -> None:
+        """Tell that a train step of a custom loop is over.
+
+        Args:
+            loss: The step's unscaled loss, anything that `float` takes. It is read on sampled steps only, and not
+                needed where the train step calls `optimizer.scale_loss`.
+
+        Raises:
+            SessionError: The session is not open.
+        """
+        self._require_open("step")
+        self._flush(loss)
+        if not self._instrumented and self._loop.steps_seen >= self._loop.next_step:
+            self._tell_nothing_fires()
+        self._called.clear()
+        self._loop.steps_seen += 1
+
+    def pause(self) -> None:
+        """Sample nothing until `resume`."""
+        self._require_open("pause")
+        self._loop.pause(True)
+
+    def resume(self) -> None:
+        """Sample again."""
+        self._require_open("resume")
+        self._loop.pause(False)
+
+    def _require_open(self, method: str) -> None:
+        if self._state != "open":
+            raise SessionError(
+                f"session.{method} was called on a session that is {self._state}. Call it inside "
+                "`with precscope.profile(...) as session:`."
+            )
+
+    # What the training calls.
+
+    def _make_function(self, force: bool = False) -> Any:
+        """Stand in for `model.make_train_function`: let Keras build, and choose between that and a probed function."""
+        model = self._model
+        current = model.train_function
+        if isinstance(current, ChoosingTrainFunction):
+            model.train_function = current.plain
+        type(model).make_train_function(model, force=force)
+        plain = model.train_function
+        if not isinstance(current, ChoosingTrainFunction) or current.plain is not plain:
+            self._count_with(self._optimizer)
+            current = ChoosingTrainFunction(model, plain, self._loop, self._make_taps)
+        model.train_function = plain if self._has_several_replicas() else current
+        return model.train_function
+
+    def _has_several_replicas(self) -> bool:
+        replicas = self._model.distribute_strategy.num_replicas_in_sync
+        if replicas > 1:
+            self._tell(
+                "warning", f"{replicas} replicas train this model; only one can be recorded for now, so nothing is."
+            )
+        return bool(replicas > 1)
+
+    def _make_taps(self, recorder: Recorder) -> tuple[LayerTaps, OptimizerTaps]:
+        self._records.refresh()  # layers and variables that were built since
+        names = self._records.variable_name if self.options.weights or self.options.gradients else lambda variable: None
+        optimizer_taps = OptimizerTaps(
+            self._optimizer, names, recorder, weights=self.options.weights, gradients=self.options.gradients
+        )
+        return LayerTaps(self._records.plans, recorder), optimizer_taps
+
+    def _is_built(self) -> bool:
+        return bool(self._model.built and self._optimizer.built)
+
+    def _advance(self, step: InstrumentedStep) -> None:
+        """Count a step where the loop does not call `session.step`: the same function begins again."""
+        if id(step) in self._called:
+            self._flush()
+            self._called.clear()
+            self._loop.steps_seen += 1
+        self._called.add(id(step))
+
+    def _keep(self, sampled: SampledStep) -> None:
+        if sampled.reading is None or not any(t.key.kind == "activation" for t in sampled.reading.tensors):
+            self._tell_nothing_fires()
+        if sampled.reading is None:
+            return
+        if self._instrumented and sampled.reading.loss is None:
+            self._pending = (sampled, sampled.reading)  # `session.step` may tell the loss
+            return
+        self._keeper.keep_sample(sampled, sampled.reading)
+        self._poll()
+
+    def _flush(self, loss: Any = None) -> None:
+        if self._pending is not None:
+            (sampled, reading), self._pending = self._pending, None
+            self._keeper.keep_sample(sampled, reading, None if loss is None else float(loss))
+            self._poll()
+
+    def _probe_failed(self, error: Exception) -> None:
+        first_line = (str(error).strip().splitlines() or [""])[0][:300]
+        self._tell(
+            "error",
+            f"the probed step failed and is switched off: {type(error).__name__}: {first_line} "
+            "The training goes on without probes; the batch at hand may have been passed over.",
+        )
+
+    def _tell_nothing_fires(self) -> None:
+        if not self.options.activations:
+            return
+        self._tell(
+            "warning",
+            "no layer's output could be recorded in a sampled step. The train step does not run the model where probes "
+            "can be put on it: it was not given to session.instrument, or it calls a tf.function of its own that was "
+            "traced before. Give the tf.function itself to session.instrument, and call what that returns.",
+        )
+        self._loop.switch_off()
+
+    def _tell_of_silence(self, status: RunStatus) -> None:
+        if self._keeper.samples == 0 and status == "finished":
+            seen = self._loop.steps_seen
+            self._tell("warning", f"nothing was recorded: {seen} train steps were seen, and none of them was sampled.")
+
+    def _tell(self, level: Literal["info", "warning", "error"], message: str) -> None:
+        self._keeper.tell(level, "probes", message, self._loop.steps_seen or None)
+
+    # The optimizer, looked at now and then.
+
+    def _wait_for_device(self) -> None:
+        """Read a number that the last step wrote: it is there when the step is done."""
+        self._updates()
+
+    def _updates(self) -> int:
+        return int(keras_internals.update_counter(self._optimizer).numpy())
+
+    def _count_with(self, optimizer: Any) -> None:
+        """Go on counting applied updates where the model was compiled anew with another optimizer."""
+        if optimizer is not self._counted_optimizer:
+            old = int(keras_internals.update_counter(self._counted_optimizer).numpy())
+            self._updates_before += old - self._updates_at_start
+            self._counted_optimizer, self._updates_at_start = optimizer, self._updates()
+
+    def _poll(self) -> None:
+        """Record where the loss scale stands, and how many of the steps seen were applied."""
+        optimizer = self._optimizer
+        scale = keras_internals.loss_scale(optimizer)
+        applied = self._updates_before + self._updates() - self._updates_at_start
+        self._keeper.keep_loss_scale(
+            LossScaleRecord(
+                step=self._loop.steps_seen,
+                loss_scale=None if scale is None else float(scale),
+                steps_applied=applied,
+                steps_skipped=max(self._loop.steps_seen - applied, 0),
+                steps_since_change=keras_internals.growth_counter(optimizer),
+            )
+        )
+
+    def _describe(self) -> RunRecord:
+        return RunRecord(
+            name=Path(self.path).name,
+            status="running",
+            error=None,
+            started_unix_s=time.time(),
+            ended_unix_s=None,
+            options=self.options.as_dict(),
+            model=describe_model(self._model, self._optimizer),
+            software=describe_software(),
+            hardware=describe_hardware(),
+        )
+
+
+def _check_model(model: Any, optimizer: Any) -> None:
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        raise SessionError(
+            f"PrecScope needs Keras on the TensorFlow backend, this is {backend!r}. Set KERAS_BACKEND=tensorflow "
+            "before Keras is imported."
+        )
+    if not isinstance(model, keras.Model):
+        raise SessionError(f"precscope.profile expects a keras.Model, received {type(model).__name__}.")
+    if optimizer is None and not (model.compiled and model.optimizer is not None):
+        raise SessionError(
+            f"Model {model.name!r} is not compiled. Call model.compile(optimizer=..., loss=...) before "
+            "precscope.profile, or, for a custom training loop, give it the optimizer: profile(model, run_dir, "
+            "optimizer=optimizer)."
+        )
+    check_loss_scale_arguments(model.optimizer if optimizer is None else optimizer)
+    if optimizer is not None and not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise SessionError(f"`optimizer` must be a keras.optimizers.Optimizer, received {type(optimizer).__name__}.")
+
+
+def _how_it_ended(error: BaseException | None) -> tuple[RunStatus, str | None]:
+    if error is None or (isinstance(error, SystemExit) and not error.code):
+        return "finished", None
+    reason = f"{type(error).__name__}: {error}".strip(": ")
+    return ("failed" if isinstance(error, Exception) else "interrupted"), reason

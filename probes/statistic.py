@@ -1,0 +1,299 @@
+"""The tensor statistic in TensorFlow: `precscope.statistics.describe`, cheap enough to sit in a train step.
+
+Three things decide its cost under XLA on a GPU, where it was measured (docs/statistic.md): kernels launched for each
+tensor, instructions for each element, and distinct kernels to compile. Hence two stages. `partial_statistics` reads a
+tensor once, in one reduction over long rows, and keeps a few numbers a row and a bounded subset of elements for the
+histogram. `finish` then turns the partials of *all* tensors into rows of one matrix, in a handful of kernels.
+
+Everything is read off the bits of the float32 value, in integer arithmetic, because comparisons with subnormals are not
+reliable where flush-to-zero is on. Casting to float32 is exact for every format that PrecScope knows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from precscope.records import SCALAR_DTYPE
+from precscope.statistics import (
+    BLOCK,
+    EXPONENT_MAX,
+    EXPONENT_MIN,
+    HISTOGRAM_BINS,
+    HISTOGRAM_LIMIT,
+    histogram_stride,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from precscope.formats import FloatFormat
+
+__all__ = [
+    "EMPTY_ROW",
+    "ROW_WIDTH",
+    "Partials",
+    "decode_rows",
+    "finish",
+    "merge_rows",
+    "pad_to_bucket",
+    "partial_statistics",
+]
+
+# Reductions by row, in the order of a finished row: five counts, three extremes, two sums.
+_COUNTS = ("zeros", "subnormals", "positive_infinities", "negative_infinities", "nans")
+_REDUCERS = (tf.reduce_sum,) * 5 + (tf.reduce_max, tf.reduce_min, tf.reduce_min) + (tf.reduce_sum,) * 2
+_INT32_MAX, _INT32_MIN = 2**31 - 1, -(2**31)
+_IDENTITIES = (0,) * 5 + (_INT32_MIN, _INT32_MAX, _INT32_MAX, 0.0, 0.0)
+
+#: A finished row, int64: count, the five counts, maximum, minimum and smallest magnitude (as ordered integers, see
+#: `_ordered`), the bits of the float32 sum and sum of squares, histogram count, histogram.
+ROW_WIDTH = 1 + len(_REDUCERS) + 1 + HISTOGRAM_BINS
+_MAX_COLUMN, _MIN_COLUMN, _SMALLEST_COLUMN, _SUM_COLUMN, _SQUARES_COLUMN, _LOOKED_COLUMN = 6, 7, 8, 9, 10, 11
+
+#: What a row holds before anything was recorded: the identity of `merge_rows`.
+EMPTY_ROW: NDArray[np.int64] = np.zeros(ROW_WIDTH, np.int64)
+EMPTY_ROW[_MAX_COLUMN], EMPTY_ROW[_MIN_COLUMN], EMPTY_ROW[_SMALLEST_COLUMN] = _INT32_MIN, _INT32_MAX, _INT32_MAX
+
+# Rows of a reduction: enough to fill a large GPU, few enough to keep for every tensor until the end of the step.
+_MAX_ROWS, _MIN_ROW_ELEMENTS = 1024, 2**14
+# What an unknown dimension is taken for where nothing better is known.
+_USUAL_BATCH = 128
+# Sizes to which the histogram's subsets are padded, so that few distinct kernels are compiled.
+_SUBSET_SIZES = (2**10, 2**14, HISTOGRAM_LIMIT)
+
+_MAGNITUDE_MASK, _INFINITY_BITS, _MANTISSA_BITS, _BIAS = 0x7FFFFFFF, 0x7F800000, 23, 127
+
+
+@dataclass(frozen=True)
+class Partials:
+    """The first stage's result for one tensor.
+
+    Attributes:
+        count: int64 scalar, number of elements.
+        rows: One tensor [rows] for each reduction, int32, the last two float32.
+        subset: [size], what the histogram looks at, padded with NaN to one of `_SUBSET_SIZES`.
+        looked_at: int64 scalar, how many elements of `subset` are real.
+    """
+
+    count: Any
+    rows: tuple[Any, ...]
+    subset: Any
+    looked_at: Any
+
+
+def partial_statistics(x: Any, float_format: FloatFormat, count: Any = None, batch: int | None = None) -> Partials:
+    """Return the partial statistics of `x`, a float tensor of any shape whose values count as `float_format`.
+
+    Args:
+        x: The tensor.
+        float_format: Says which values are subnormal.
+        count: int64 scalar, where only the first `count` elements are real and the rest is padding by `pad_to_bucket`.
+        batch: Usual size of a dimension that is unknown while tracing. Where it is wrong, the result is still exact,
+            but the histogram may look at fewer elements than it could.
+    """
+    flat = _flat(x)
+    size = _usual_size(x.shape, batch)
+    subset, looked_at = _histogram_subset(flat, size)
+    if count is None:
+        count = tf.size(flat, tf.int64)
+    else:
+        looked_at = count
+    table = _as_rows(flat, size)
+    bits = tf.bitcast(tf.cast(table, tf.float32), tf.int32)
+    rows = tuple(reduce(values, 1) for reduce, values in zip(_REDUCERS, _accumulands(bits, float_format), strict=True))
+    # Padding is NaN; it takes part in nothing but the count of NaN.
+    padding = tf.cast(tf.size(table, tf.int64) - count, tf.int32)
+    nans = tf.concat([rows[4][:1] - padding, rows[4][1:]], 0)
+    return Partials(count, (*rows[:4], nans, *rows[5:]), subset, looked_at)
+
+
+def _flat(x: Any) -> Any:
+    flat = tf.reshape(x, [-1])
+    # float64 has no statistics of its own, and float8 has hardly any operations.
+    return flat if flat.dtype.size in (2, 4) else tf.cast(flat, tf.float32)
+
+
+def pad_to_bucket(x: Any) -> Any:
+    """Return `x` flat, a small one padded with NaN to one of few sizes, so that few sizes are compiled."""
+    flat = _flat(x)
+    size = flat.shape[0]
+    if size is None or size > HISTOGRAM_LIMIT:
+        return flat
+    return _pad(flat, next(4**k for k in range(5, 10) if 4**k >= size) - size)
+
+
+def _usual_size(shape: Any, batch: int | None) -> int:
+    """Return the number of elements, where unknown dimensions are taken as `batch`."""
+    dimensions = [] if shape.rank is None else shape.as_list()
+    return int(np.prod([(batch or _USUAL_BATCH) if d is None else d for d in dimensions], dtype=np.int64))
+
+
+def _as_rows(flat: Any, usual_size: int) -> Any:
+    """Return `flat` as [rows, elements], padded with NaN at the end where it has to be."""
+    rows = min(_MAX_ROWS, max(1, usual_size // _MIN_ROW_ELEMENTS))
+    divisors = (r for r in range(rows, rows // 2, -1) if usual_size % r == 0)
+    rows = next(divisors, rows)  # a divisor near by saves the padding
+    padding = _up_to_multiple(flat, rows)
+    length = tf.shape(flat)[0] + padding if flat.shape[0] is None else flat.shape[0] + padding
+    return tf.reshape(_pad(flat, padding), [rows, length // rows])
+
+
+def _up_to_multiple(flat: Any, of: int) -> Any:
+    """Return how many elements are missing to a multiple of `of`: an int where the size is known."""
+    size = flat.shape[0]
+    return tf.math.floormod(-tf.size(flat), of) if size is None else -size % of
+
+
+def _histogram_subset(flat: Any, usual_size: int) -> tuple[Any, Any]:
+    """Return the elements that the histogram looks at, padded with NaN, and how many they are."""
+    blocks = tf.reshape(_pad(flat, _up_to_multiple(flat, BLOCK)), [-1, BLOCK])
+    usual_stride = histogram_stride(usual_size)
+    length = next(length for length in _SUBSET_SIZES if length * usual_stride >= usual_size)
+    stride = usual_stride if flat.shape[0] is not None else tf.maximum(1, -(-tf.shape(blocks)[0] // (length // BLOCK)))
+    taken = tf.reshape(blocks[::stride], [-1])
+    # Only the tensor's last block can hold padding, and only if that block was taken.
+    padding = tf.size(blocks) - tf.size(flat)
+    last_taken = tf.equal(tf.math.floormod(tf.shape(blocks)[0] - 1, stride), 0)
+    looked_at = tf.size(taken) - tf.where(last_taken, padding, 0)
+    subset = tf.reshape(_pad(taken, length - tf.size(taken)), [length])
+    return subset, tf.cast(looked_at, tf.int64)
+
+
+def _pad(flat: Any, padding: Any) -> Any:
+    if isinstance(padding, int) and padding == 0:
+        return flat
+    return tf.pad(flat, [[0, padding]], constant_values=np.nan)
+
+
+def _accumulands(bits: Any, float_format: FloatFormat) -> tuple[Any, ...]:
+    """Return what is reduced, in the order of `_REDUCERS`, from int32 `bits` of float32 values."""
+    magnitude = tf.bitwise.bitwise_and(bits, _MAGNITUDE_MASK)
+    smallest_normal = int(np.float32(float_format.smallest_normal).view(np.int32))
+    zero, finite = tf.equal(magnitude, 0), magnitude < _INFINITY_BITS
+    infinite, negative = tf.equal(magnitude, _INFINITY_BITS), bits < 0
+    ordered = _ordered(bits)
+    value = tf.where(finite, tf.bitcast(bits, tf.float32), 0.0)
+    flags = (
+        zero,
+        (magnitude < smallest_normal) & ~zero,
+        infinite & ~negative,
+        infinite & negative,
+        magnitude > _INFINITY_BITS,
+    )
+    return (
+        *(tf.cast(flag, tf.int32) for flag in flags),
+        tf.where(finite, ordered, _INT32_MIN),
+        tf.where(finite, ordered, _INT32_MAX),
+        tf.where(finite & ~zero, magnitude, _INT32_MAX),
+        value,
+        value * value,
+    )
+
+
+def _ordered(bits: Any) -> Any:
+    """Map the bits of float32 values to integers of the same order (two's complement instead of sign and magnitude)."""
+    return tf.bitwise.bitwise_xor(bits, tf.bitwise.bitwise_and(tf.bitwise.right_shift(bits, 31), _MAGNITUDE_MASK))
+
+
+def finish(partials: Sequence[Partials]) -> Any:
+    """Return the finished rows of all tensors: int64 [len(partials), ROW_WIDTH]."""
+    columns = [tf.stack([tf.reshape(p.count, []) for p in partials])]
+    for index, (reduce, identity) in enumerate(zip(_REDUCERS, _IDENTITIES, strict=True)):
+        columns.append(_as_int64(_reduce_each([p.rows[index] for p in partials], reduce, identity)))
+    columns.append(tf.stack([tf.reshape(p.looked_at, []) for p in partials]))
+    return tf.concat([tf.stack(columns, 1), _histograms([p.subset for p in partials])], 1)
+
+
+def _as_int64(column: Any) -> Any:
+    return tf.cast(tf.bitcast(column, tf.int32), tf.int64)
+
+
+def _reduce_each(parts: list[Any], reduce: Any, identity: float) -> Any:
+    """Reduce each of several vectors to a scalar: [len(parts)]."""
+    # One gather from their concatenation, where shorter vectors are filled up with the identity.
+    lengths = [part.shape[0] for part in parts]
+    table = tf.concat([*parts, tf.constant([identity], parts[0].dtype)], 0)
+    starts = np.cumsum([0, *lengths])
+    positions = np.arange(max(lengths))
+    indices = np.where(positions < np.array(lengths)[:, None], starts[:-1, None] + positions, starts[-1])
+    return reduce(tf.gather(table, indices), 1)
+
+
+def _histograms(subsets: list[Any]) -> Any:
+    """Return the exponent histograms of the subsets: int64 [len(subsets), HISTOGRAM_BINS]."""
+    order: list[int] = []
+    parts = []
+    for size in _SUBSET_SIZES:
+        chosen = [index for index, subset in enumerate(subsets) if subset.shape[0] == size]
+        if chosen:
+            order += chosen
+            stacked = tf.stack([tf.cast(subsets[index], tf.float32) for index in chosen])
+            parts.append(_histogram(tf.reshape(stacked, [len(chosen), size // BLOCK, BLOCK])))
+    return tf.gather(tf.concat(parts, 0), np.argsort(order))
+
+
+def _histogram(values: Any) -> Any:
+    """Count float32 [tensors, blocks, BLOCK] by exponent: int64 [tensors, HISTOGRAM_BINS].
+
+    Eight 8-bit counters are packed into one int64: an element adds `1 << (8 * (bin % 8))` to the word of its group
+    `bin // 8`. A word takes at most 255 elements, so the words of each block are added up, unpacked, and added again.
+    """
+    magnitude = tf.bitwise.bitwise_and(tf.bitcast(values, tf.int32), _MAGNITUDE_MASK)
+    exponent = tf.bitwise.right_shift(magnitude, _MANTISSA_BITS) - _BIAS
+    bins = tf.clip_by_value(exponent, EXPONENT_MIN, EXPONENT_MAX) - EXPONENT_MIN
+    counted = (magnitude > 0) & (magnitude < _INFINITY_BITS)
+    group = tf.where(counted, tf.bitwise.right_shift(bins, 3), -1)
+    shift = tf.cast(tf.bitwise.left_shift(tf.bitwise.bitwise_and(bins, 7), 3), tf.int64)
+    one = tf.bitwise.left_shift(tf.ones_like(shift), shift)
+    words = [tf.reduce_sum(tf.where(tf.equal(group, k), one, 0), 2) for k in range(HISTOGRAM_BINS // 8)]
+    shifts = tf.range(8, dtype=tf.int64) * 8
+    counters = tf.bitwise.bitwise_and(tf.bitwise.right_shift(tf.stack(words, 1)[..., None], shifts), 255)
+    return tf.reshape(tf.reduce_sum(counters, 2), [-1, HISTOGRAM_BINS])
+
+
+def merge_rows(first: Any, second: Any) -> Any:
+    """Return the finished rows [..., ROW_WIDTH] of both tensors together; counts and extremes stay exact."""
+    total = first + second
+    parts = [
+        total[..., :_MAX_COLUMN],
+        tf.maximum(first, second)[..., _MAX_COLUMN : _MAX_COLUMN + 1],
+        tf.minimum(first, second)[..., _MIN_COLUMN : _SMALLEST_COLUMN + 1],
+        _add_floats(first, second)[..., _SUM_COLUMN : _SQUARES_COLUMN + 1],
+        total[..., _LOOKED_COLUMN:],
+    ]
+    return tf.concat(parts, -1)
+
+
+def _add_floats(first: Any, second: Any) -> Any:
+    floats = [tf.bitcast(tf.cast(rows, tf.int32), tf.float32) for rows in (first, second)]
+    return _as_int64(floats[0] + floats[1])
+
+
+def decode_rows(rows: NDArray[np.int64]) -> tuple[NDArray[np.void], NDArray[np.uint64]]:
+    """Turn finished rows [tensors, ROW_WIDTH] into scalars (SCALAR_DTYPE [tensors]) and histograms [tensors, bins]."""
+    scalars = np.zeros(len(rows), SCALAR_DTYPE)
+    scalars["count"] = rows[:, 0]
+    for column, name in enumerate(_COUNTS, start=1):
+        scalars[name] = rows[:, column]
+    magnitudes = rows.astype(np.int32)  # the float columns fit: they were made from int32
+    for name, column in (("max", _MAX_COLUMN), ("min", _MIN_COLUMN)):
+        ordered = magnitudes[:, column]
+        scalars[name] = (ordered ^ ((ordered >> 31) & _MAGNITUDE_MASK)).view(np.float32)
+    scalars["smallest_nonzero"] = np.ascontiguousarray(magnitudes[:, _SMALLEST_COLUMN]).view(np.float32)
+    finite = rows[:, 0] - rows[:, 3] - rows[:, 4] - rows[:, 5]
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        sums = (
+            np.ascontiguousarray(magnitudes[:, _SUM_COLUMN : _SQUARES_COLUMN + 1]).view(np.float32).astype(np.float64)
+        )
+        scalars["mean"], scalars["rms"] = sums[:, 0] / finite, np.sqrt(sums[:, 1] / finite)
+    for name in ("min", "max", "mean", "rms"):
+        scalars[name][finite == 0] = 0
+    scalars["smallest_nonzero"][finite == rows[:, 1]] = 0
+    scalars["histogram_count"] = rows[:, _LOOKED_COLUMN]
+    return scalars, rows[:, _LOOKED_COLUMN + 1 :].astype(np.uint64)

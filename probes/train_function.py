@@ -1,0 +1,143 @@
+"""The plain and the probed train function of a Keras model, and the one that chooses between them.
+
+Keras builds `model.train_function` from `model.train_step`. That one is kept as it is: the plain function. A second one
+is built from the same step with taps in it: the probed function. Between samples this adds one comparison to a step.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from precscope.probes import keras_internals
+from precscope.probes.recorder import Recorder
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from precscope.probes.optimizer_taps import OptimizerTaps
+    from precscope.probes.sampling_loop import SamplingLoop
+    from precscope.probes.taps import LayerTaps
+
+__all__ = ["ChoosingTrainFunction", "probed_step"]
+
+
+def probed_step(
+    step: Callable[..., Any], recorder: Recorder, layer_taps: LayerTaps, optimizer_taps: OptimizerTaps | None
+) -> Callable[..., Any]:
+    """Return `step` with taps on layers and optimizer while it runs (or is traced)."""
+
+    def probed(*args: Any, **kwargs: Any) -> Any:
+        recorder.begin()
+        try:
+            with ExitStack() as stack:
+                stack.enter_context(layer_taps.installed())
+                if optimizer_taps is not None:
+                    stack.enter_context(optimizer_taps.installed())
+                result = step(*args, **kwargs)
+            recorder.end()
+        finally:
+            recorder.cancel()
+        return result
+
+    return probed
+
+
+def _nothing() -> None:
+    """Stand in for a weak reference that has no target yet."""
+
+
+class ChoosingTrainFunction:
+    """Stands in for `model.train_function` during a session.
+
+    Args:
+        model: A compiled Keras model.
+        plain: The train function that Keras built.
+        loop: Decides which step is probed.
+        make_taps: Called once, with the recorder, when the first sample is due: plans and returns the taps.
+
+    Attributes:
+        plain: The train function that Keras built.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        plain: Callable[[Any], Any],
+        loop: SamplingLoop,
+        make_taps: Callable[[Recorder], tuple[LayerTaps, OptimizerTaps]],
+    ) -> None:
+        self.plain = plain
+        self._model = model
+        self._loop = loop
+        self._make_taps = make_taps
+        self._steps = int(model.steps_per_execution)
+        self._recorder: Recorder | None = None
+        self._probed: Callable[[Any], Any] | None = None
+        self._warm = False  # whether the plain function has run: it builds and compiles what it would without PrecScope
+        self._batch: int | None = None
+        # Weak: an iterator that lives longer than Keras lets it live holds up the next epoch when it goes.
+        self._iterator: Callable[[], Any] = _nothing
+        self._epoch_first_step = 0
+        self._epoch_steps: int | None = None
+
+    def __call__(self, iterator: Any) -> Any:
+        """Run the next step, or `steps_per_execution` of them, on what `iterator` gives next."""
+        loop = self._loop
+        if iterator is not self._iterator() and isinstance(iterator, tf.data.Iterator):
+            return self._first_of_epoch(iterator)
+        if loop.steps_seen < loop.next_step:
+            result = self.plain(iterator)
+            loop.steps_seen += self._steps
+            return result
+        return self._sampled(iterator)
+
+    def _first_of_epoch(self, iterator: Any) -> Any:
+        """Note where the epoch begins: time between epochs is no train step, and the last batch may be ragged."""
+        loop = self._loop
+        if self._iterator is not _nothing:
+            self._epoch_steps = loop.steps_seen - self._epoch_first_step
+        self._iterator, self._epoch_first_step = weakref.ref(iterator), loop.steps_seen
+        result = self(iterator)
+        loop.open_window()
+        return result
+
+    def _sampled(self, iterator: Any) -> Any:
+        loop = self._loop
+        if self._is_last_of_epoch() or not self._warm:
+            loop.skip()
+            result = self.plain(iterator)
+            loop.steps_seen += self._steps
+            if not self._warm:
+                self._warm = True
+                self._batch = keras_internals.usual_batch(self._model, self._steps)
+                loop.open_window()
+            return result
+        if not isinstance(iterator, tf.data.Iterator):
+            batches = list(itertools.islice(iterator, self._steps))
+            return self._run(lambda function: function(iter(batches)))
+        # The iterator itself, as for the plain function: Keras' iterators do not bear to be asked by others. Taking
+        # the batch beforehand left the next epoch waiting for up to a minute until the old iterator was deleted.
+        return self._run(lambda function: function(iterator))
+
+    def _run(self, call: Callable[[Callable[[Any], Any]], Any]) -> Any:
+        recorder, probed = self._prepare()
+        return self._loop.run(recorder, lambda: call(probed), lambda: call(self.plain), self._steps)
+
+    def _is_last_of_epoch(self) -> bool:
+        """Tell whether this may be a smaller batch, which would be compiled once more for one step in an epoch."""
+        last = self._epoch_steps is not None and self._epoch_steps > self._steps
+        return last and self._loop.steps_seen - self._epoch_first_step + self._steps >= (self._epoch_steps or 0)
+
+    def _prepare(self) -> tuple[Recorder, Callable[[Any], Any]]:
+        if self._recorder is None or self._probed is None:
+            model = self._model
+            self._recorder = Recorder(in_xla=bool(model.jit_compile and not model.run_eagerly))
+            self._recorder.batch = self._batch
+            step = probed_step(model.train_step, self._recorder, *self._make_taps(self._recorder))
+            self._probed = keras_internals.build_train_function(model, step)
+        return self._recorder, self._probed
