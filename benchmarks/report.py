@@ -116,8 +116,8 @@ def main():
     console = rich.console.Console()
     console.print(table)
     console.print(
-        f"{platform.system()} {platform.machine()}, {psutil.cpu_count()} CPU cores; Python {platform.python_version()}, "
-        f"NumPy {np.__version__}"
+        f"{platform.system()} {platform.machine()}, {psutil.cpu_count()} CPU cores; "
+        f"Python {platform.python_version()}, NumPy {np.__version__}"
     )
 
 

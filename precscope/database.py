@@ -6,6 +6,7 @@ The schema is documented for readers of the file in docs/run_directory.md; the t
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sqlite3
 import tempfile
@@ -16,7 +17,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from precscope.records import SCALAR_DTYPE, CostRecord, LayerRecord, LossScaleRecord, NoticeRecord, TensorRecord
+from precscope.device_records import DeviceInfo, DeviceSample
+from precscope.op_records import OpRecord, ProfiledWindow
+from precscope.records import (
+    SCALAR_DTYPE,
+    CostRecord,
+    LayerRecord,
+    LossScaleRecord,
+    NoticeRecord,
+    StepTimeRecord,
+    TensorRecord,
+)
 from precscope.run_failures import damaged, newer_format, os_failure, sqlite_failure
 from precscope.statistics import BIN_EXPONENTS
 
@@ -26,11 +37,13 @@ if TYPE_CHECKING:
 __all__ = [
     "SCHEMA_VERSION",
     "close_database",
+    "columns_of",
     "create_database",
     "insert",
     "insert_row",
     "open_database",
     "select",
+    "select_results",
     "to_row",
     "transaction",
 ]
@@ -51,6 +64,7 @@ CREATE TABLE tensors (
 CREATE TABLE samples (
     "index" INTEGER PRIMARY KEY, step INTEGER NOT NULL, time_unix_s REAL NOT NULL, loss REAL,
     loss_is_nan INTEGER NOT NULL, loss_scale REAL, applied INTEGER, iterations INTEGER, step_time_ns INTEGER NOT NULL,
+    allocator_current_bytes INTEGER, allocator_peak_bytes INTEGER,
     tensor_indices BLOB, scalars BLOB NOT NULL, histograms BLOB NOT NULL, histogram_totals BLOB
 );
 CREATE TABLE loss_scales (
@@ -58,6 +72,25 @@ CREATE TABLE loss_scales (
 );
 CREATE TABLE notices (step INTEGER, level TEXT NOT NULL, source TEXT NOT NULL, message TEXT NOT NULL);
 CREATE TABLE costs (kind TEXT PRIMARY KEY, count INTEGER NOT NULL, time_ns INTEGER NOT NULL);
+CREATE TABLE step_times (
+    first_step INTEGER NOT NULL, steps INTEGER NOT NULL, mean_time_ns INTEGER NOT NULL, batch INTEGER
+);
+CREATE TABLE results (name TEXT NOT NULL, epoch INTEGER NOT NULL, value REAL, PRIMARY KEY (name, epoch));
+CREATE TABLE profiled_windows (first_step INTEGER NOT NULL, steps INTEGER NOT NULL);
+CREATE TABLE op_times (
+    op TEXT NOT NULL, op_type TEXT, kernel TEXT, layer TEXT, direction TEXT, dtype TEXT,
+    device_time_ns INTEGER NOT NULL, count INTEGER NOT NULL, tensor_core INTEGER, device TEXT NOT NULL,
+    "cast" INTEGER NOT NULL, shared_with TEXT NOT NULL
+);
+CREATE TABLE devices (
+    id TEXT PRIMARY KEY, kind TEXT NOT NULL, name TEXT, memory_total_bytes INTEGER, uuid TEXT, pci_bus_id TEXT,
+    compute_capability TEXT, driver_version TEXT, cuda_driver_version TEXT
+);
+CREATE TABLE device_samples (
+    device TEXT NOT NULL, time_unix_s REAL NOT NULL, memory_used_bytes INTEGER, memory_total_bytes INTEGER,
+    process_memory_bytes INTEGER, utilization_percent INTEGER, memory_utilization_percent INTEGER, power_mw INTEGER,
+    temperature_c INTEGER, sm_clock_mhz INTEGER, memory_clock_mhz INTEGER, throttle_reasons TEXT
+);
 """
 
 #: What the file says about itself, so that its arrays can be read without PrecScope.
@@ -72,9 +105,18 @@ _TABLES: dict[type[Any], str] = {
     LossScaleRecord: "loss_scales",
     NoticeRecord: "notices",
     CostRecord: "costs",
+    StepTimeRecord: "step_times",
+    ProfiledWindow: "profiled_windows",
+    OpRecord: "op_times",
+    DeviceInfo: "devices",
+    DeviceSample: "device_samples",
 }
+#: Tables that a run need not have: runs that were recorded before there were any.
+_OPTIONAL_TABLES = ("step_times", "results", "profiled_windows", "op_times", "devices", "device_samples")
 #: Columns that hold a tuple as a JSON array.
-_JSON_COLUMNS = ("inputs", "shape")
+_JSON_COLUMNS = ("inputs", "shape", "shared_with", "throttle_reasons")
+#: Columns that hold a bool, which SQLite keeps as 0 or 1.
+_FLAG_COLUMNS = ("tensor_core", "cast")
 #: How long either side waits for the other where the file system allows no WAL.
 _BUSY_S = 10.0
 
@@ -240,11 +282,34 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
 
 def select(connection: sqlite3.Connection, cls: type[Record]) -> tuple[Record, ...]:
     """Return all records of `cls`, in the order in which they were written."""
+    if not _has(connection, _TABLES[cls]):
+        return ()
     names = [item.name for item in fields(cls)]  # type: ignore[arg-type]  # every record is a dataclass
     columns = ", ".join(f'"{name}"' for name in names)
     rows = connection.execute(f"SELECT {columns} FROM {_TABLES[cls]} ORDER BY rowid")
     return tuple(cls(**{name: _from_sql(name, value) for name, value in zip(names, row, strict=True)}) for row in rows)
 
 
+def select_results(connection: sqlite3.Connection) -> dict[str, list[float]]:
+    """Return what each metric was at the end of each epoch; NULL is NaN."""
+    results: dict[str, list[float]] = {}
+    if _has(connection, "results"):
+        for name, value in connection.execute("SELECT name, value FROM results ORDER BY rowid"):
+            results.setdefault(name, []).append(math.nan if value is None else value)
+    return results
+
+
+def columns_of(connection: sqlite3.Connection, table: str) -> set[str]:
+    """Return the names of a table's columns; none where there is no such table."""
+    return {row[0] for row in connection.execute("SELECT name FROM pragma_table_info(?)", (table,))}
+
+
+def _has(connection: sqlite3.Connection, table: str) -> bool:
+    """Tell whether an optional table is there; of the others a reader is to hear that they are missing."""
+    return table not in _OPTIONAL_TABLES or bool(columns_of(connection, table))
+
+
 def _from_sql(name: str, value: Any) -> Any:
+    if name in _FLAG_COLUMNS and value is not None:
+        return bool(value)
     return tuple(json.loads(value)) if name in _JSON_COLUMNS and value is not None else value

@@ -5,10 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Direction", "OpRecord"]
+__all__ = ["Direction", "OpRecord", "ProfiledWindow"]
 
 #: What an op works for. None in a record means that nothing says so.
 Direction = Literal["forward", "backward", "optimizer", "input", "precscope"]
+
+
+@dataclass(frozen=True)
+class ProfiledWindow:
+    """The train steps over which the op records add up.
+
+    Attributes:
+        first_step: The window's first train step.
+        steps: How many it holds.
+    """
+
+    first_step: int
+    steps: int
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ ValueError with what was expected.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -47,6 +48,12 @@ def _integer(minimum: int) -> Check:
         return int(value)
 
     return check
+
+
+def _interval(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
+        raise ValueError("a number of seconds, 0 for never")
+    return float(value)
 
 
 def _names(value: Any) -> tuple[str, ...]:
@@ -93,6 +100,10 @@ class Options:
         activations: Record the layers' outputs.
         gradients: Record the gradients, at the layers' outputs and of the weights.
         weights: Record the weights and their lost updates.
+        profile_steps: How many plain steps TensorFlow's profiler records, once, for the time of ops and layers; 0 for
+            none.
+        profile_start: First train step that it may record, from 0; it moves on where a sample is due.
+        device_interval_s: Seconds between two looks at the devices (memory, utilization, power, ...); 0 for none.
 
     Raises:
         OptionsError: A value is none that the option can take.
@@ -107,6 +118,9 @@ class Options:
     activations: bool = _option(True, _flag)
     gradients: bool = _option(True, _flag)
     weights: bool = _option(True, _flag)
+    profile_steps: int = _option(5, _integer(0))
+    profile_start: int = _option(20, _integer(0))
+    device_interval_s: float = _option(0.1, _interval)
 
     def __post_init__(self) -> None:
         for item in fields(self):

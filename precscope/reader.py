@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from precscope.errors import RunDirectoryError
+from precscope.layer_time import LayerTime, layer_times
 from precscope.records import SCALAR_DTYPE
 from precscope.run_failures import damaged
 from precscope.run_file import read_run_file
 from precscope.rundir import find_run_directory, worker_file, worker_files
+from precscope.spread import Spread, spread_of
 from precscope.statistics import HISTOGRAM_BINS, TensorStatistics
 from precscope.suggest import did_you_mean
 from precscope.worker import Worker, read_worker
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from precscope.device_records import DeviceInfo, DeviceSample
+    from precscope.op_records import OpRecord, ProfiledWindow
     from precscope.records import (
         CostRecord,
         LayerRecord,
@@ -34,6 +38,7 @@ if TYPE_CHECKING:
         RunRecord,
         RunStatus,
         SampleRecord,
+        StepTimeRecord,
         TensorKind,
         TensorRecord,
     )
@@ -60,6 +65,12 @@ class Run:
         loss_scales: Looks at the optimizer, in the order of time.
         notices: What the session had to say.
         costs: What PrecScope cost, all workers together.
+        step_times: Measured stretches of plain steps, in the order of time.
+        profiled_window: The train steps over which `op_times` add up; None where no op time was recorded.
+        op_times: What each op cost in that window, the costliest first; of the first worker that recorded any.
+        devices: The devices of the process, GPUs or else the host.
+        device_samples: Their state, in the order of time.
+        results: Metrics at the end of each epoch, by name, as Keras' history has them; empty without one.
     """
 
     path: Path
@@ -71,6 +82,12 @@ class Run:
     loss_scales: tuple[LossScaleRecord, ...]
     notices: tuple[NoticeRecord, ...]
     costs: tuple[CostRecord, ...]
+    step_times: tuple[StepTimeRecord, ...]
+    profiled_window: ProfiledWindow | None
+    op_times: tuple[OpRecord, ...]
+    devices: tuple[DeviceInfo, ...]
+    device_samples: tuple[DeviceSample, ...]
+    results: dict[str, list[float]]
     _workers: tuple[_PlacedWorker, ...]
 
     def __repr__(self) -> str:
@@ -150,6 +167,24 @@ class Run:
         layer_id = None if layer is None else self.layer(layer).id
         return tuple(t for t in self.tensors if layer_id in (None, t.layer) and kind in (None, t.kind))
 
+    def layer_times(self) -> tuple[LayerTime, ...]:
+        """Return milliseconds of a train step by layer and part, the costliest first; none without op times."""
+        return () if self.profiled_window is None else layer_times(self.op_times, self.profiled_window.steps)
+
+    def step_time_ns(self) -> Spread | None:
+        """Return the time of a plain step, each stretch counted by its steps; None where none was measured."""
+        times = self.step_times
+        return spread_of([item.mean_time_ns for item in times], [item.steps for item in times])
+
+    def examples_per_s(self) -> float | None:
+        """Return the examples in a second of plain steps, from the median step time; None where it is not known.
+
+        It is not where stretches had different batches.
+        """
+        batches = {item.batch for item in self.step_times}
+        time_ns, batch = self.step_time_ns(), batches.pop() if len(batches) == 1 else None
+        return None if time_ns is None or batch is None else batch / time_ns.median * 1e9
+
     def reload(self) -> Run:
         """Return the run as it is committed now."""
         return open_run(self.path)
@@ -227,6 +262,12 @@ def _merge(directory: Path, record: RunRecord, alive: bool | None, workers: Sequ
         loss_scales=tuple(item for worker in workers for item in worker.loss_scales),
         notices=tuple(item for worker in workers for item in worker.notices),
         costs=_summed_costs(item for worker in workers for item in worker.costs),
+        step_times=tuple(item for worker in workers for item in worker.step_times),
+        profiled_window=next((worker.profiled_windows[0] for worker in workers if worker.profiled_windows), None),
+        op_times=next((worker.op_times for worker in workers if worker.profiled_windows), ()),
+        devices=tuple({item.id: item for worker in workers for item in worker.devices}.values()),
+        device_samples=tuple(item for worker in workers for item in worker.device_samples),
+        results=next((worker.results for worker in workers if worker.results), {}),
         _workers=tuple(placed),
     )
 

@@ -19,13 +19,14 @@ __all__ = [
     "NoticeRecord",
     "RunRecord",
     "SampleRecord",
+    "StepTimeRecord",
     "TensorKind",
     "TensorRecord",
 ]
 
 TensorKind = Literal["activation", "gradient", "weight", "weight_gradient"]
 RunStatus = Literal["running", "finished", "interrupted", "failed"]
-CostKind = Literal["build", "compile", "step", "read", "write", "poll", "profiler"]
+CostKind = Literal["build", "compile", "step", "read", "write", "poll", "profiler", "device"]
 
 #: What is stored of one tensor at one sample, beside its histogram. Without finite values `min`, `max`, `mean`, `rms`
 #: and without non-zero values `smallest_nonzero` hold no meaning (the counts tell; the typed API gives None).
@@ -136,6 +137,10 @@ class SampleRecord:
         applied: Whether the optimizer applied the update; None where that is unknown.
         iterations: The optimizer's own counter of applied updates after the step, or None.
         step_time_ns: Time of the probed step, read and write not counted.
+        allocator_current_bytes: What TensorFlow's allocator had handed out on the first GPU before the step; None where
+            it keeps no account (a CPU).
+        allocator_peak_bytes: The most that it had handed out by then since the program began: before the first sample
+            that of the training alone, later that of probed steps too.
     """
 
     index: int
@@ -146,6 +151,25 @@ class SampleRecord:
     applied: bool | None
     iterations: int | None
     step_time_ns: int
+    allocator_current_bytes: int | None = None
+    allocator_peak_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class StepTimeRecord:
+    """One stretch of plain steps whose time was measured, with no sample and no profiler in it.
+
+    Attributes:
+        first_step: The stretch's first train step.
+        steps: How many steps it holds.
+        mean_time_ns: Its time by its steps. What the training did between the steps (callbacks) is in it.
+        batch: Examples in the usual batch, None where unknown.
+    """
+
+    first_step: int
+    steps: int
+    mean_time_ns: int
+    batch: int | None
 
 
 @dataclass(frozen=True)
@@ -190,9 +214,10 @@ class CostRecord:
 
     Attributes:
         kind: "build" (entering the session), "compile" (tracing and compiling the probed step, its first run
-            included), "step" (a probed step beyond a plain one), "read", "write", "poll" or "profiler".
+            included), "step" (a probed step beyond a plain one), "read", "write", "poll", "profiler" (the profiled
+            window beyond its plain steps, its trace parsed and written) or "device" (the thread that samples devices).
         count: How many times.
-        time_ns: Total time; of "step", the estimate described in docs/overhead.md.
+        time_ns: Total time; of "step", the estimate described in docs/overhead.md, of "device" CPU time of its thread.
     """
 
     kind: CostKind

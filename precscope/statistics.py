@@ -38,7 +38,7 @@ __all__ = [
 #: holds float16 (-24 to 15) and what float16 would flush at any loss scale up to 2**20.
 #:
 #: Of a tensor with more than HISTOGRAM_LIMIT elements the histogram looks at evenly spaced blocks of BLOCK elements
-#: (every k-th, `histogram_stride` gives k), so it is *sampled* there, while all other counts are exact: `histogram_count`
+#: (every k-th, `histogram_stride` gives k): it is *sampled* there, all other counts are exact, and `histogram_count`
 #: tells how many elements it looked at.
 HISTOGRAM_LIMIT, BLOCK = 2**18, 128
 EXPONENT_MIN, EXPONENT_MAX = -46, 17

@@ -7,13 +7,15 @@ loaded later is cut off there.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from precscope.database import open_database, select
+from precscope.database import columns_of, open_database, select, select_results
+from precscope.device_records import DeviceInfo, DeviceSample
 from precscope.errors import RunDirectoryError
+from precscope.op_records import OpRecord, ProfiledWindow
 from precscope.records import (
     SCALAR_DTYPE,
     CostRecord,
@@ -21,6 +23,7 @@ from precscope.records import (
     LossScaleRecord,
     NoticeRecord,
     SampleRecord,
+    StepTimeRecord,
     TensorRecord,
 )
 from precscope.run_failures import damaged
@@ -58,6 +61,12 @@ class Worker:
         loss_scales: In the order of writing.
         notices: In the order of writing.
         costs: In the order of writing.
+        step_times: In the order of time.
+        profiled_windows: One, or none where no op time was recorded.
+        op_times: The costliest first.
+        devices: In the order of writing.
+        device_samples: In the order of time.
+        results: Metrics at the end of each epoch, by name.
     """
 
     path: Path
@@ -67,6 +76,12 @@ class Worker:
     loss_scales: tuple[LossScaleRecord, ...]
     notices: tuple[NoticeRecord, ...]
     costs: tuple[CostRecord, ...]
+    step_times: tuple[StepTimeRecord, ...]
+    profiled_windows: tuple[ProfiledWindow, ...]
+    op_times: tuple[OpRecord, ...]
+    devices: tuple[DeviceInfo, ...]
+    device_samples: tuple[DeviceSample, ...]
+    results: dict[str, list[float]]
 
     def scalars(self) -> NDArray[np.void]:
         """Return SCALAR_DTYPE [samples, tensors]; all zero where a tensor was not recorded in a sample."""
@@ -136,11 +151,18 @@ def read_worker(path: Path) -> Worker:
             select(connection, LossScaleRecord),
             select(connection, NoticeRecord),
             select(connection, CostRecord),
+            select(connection, StepTimeRecord),
+            select(connection, ProfiledWindow),
+            select(connection, OpRecord),
+            select(connection, DeviceInfo),
+            select(connection, DeviceSample),
+            select_results(connection),
         )
 
 
 def _samples(connection: sqlite3.Connection) -> tuple[SampleRecord, ...]:
-    names = [item.name for item in fields(SampleRecord)]
+    known = columns_of(connection, "samples")
+    names = [item.name for item in fields(SampleRecord) if item.name in known or item.default is MISSING]
     columns = ", ".join(f'"{name}"' for name in [*names, "loss_is_nan"])
     rows = connection.execute(f'SELECT {columns} FROM samples ORDER BY "index"')
     return tuple(_sample(dict(zip(names, row, strict=False)), bool(row[-1])) for row in rows)

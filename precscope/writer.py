@@ -30,11 +30,13 @@ from precscope.sample_arrays import encode_histograms, encode_indices, encode_sc
 from precscope.statistics import HISTOGRAM_BINS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
 
+    from precscope.device_records import DeviceInfo, DeviceSample
+    from precscope.op_records import OpRecord, ProfiledWindow
     from precscope.records import (
         CostRecord,
         LayerRecord,
@@ -43,10 +45,20 @@ if TYPE_CHECKING:
         RunRecord,
         RunStatus,
         SampleRecord,
+        StepTimeRecord,
         TensorRecord,
     )
 
 __all__ = ["RunWriter"]
+
+_THIN = """
+DELETE FROM device_samples WHERE time_unix_s IN (
+    SELECT time_unix_s FROM (
+        SELECT time_unix_s, row_number() OVER (ORDER BY time_unix_s) AS look
+        FROM (SELECT DISTINCT time_unix_s FROM device_samples)
+    ) WHERE look % 2 = 0
+)
+"""
 
 #: Every so many samples the histograms' running totals are stored with the sample, so that a reader adds up this many
 #: samples at most; storing them with each sample would double the time to write one.
@@ -163,6 +175,34 @@ class RunWriter:
             self._check_in_place()
             write_run_file(self.path, record, self._process)
         self.record = record
+
+    def add_step_time(self, record: StepTimeRecord) -> None:
+        """Add one measured stretch of plain steps."""
+        self._insert([record])
+
+    def add_op_times(self, window: ProfiledWindow, records: Iterable[OpRecord]) -> None:
+        """Add what the profiled window gave; a run has one at most."""
+        self._insert([window, *records])
+
+    def add_devices(self, devices: Iterable[DeviceInfo]) -> None:
+        """Add devices; one whose id is known replaces the older record."""
+        self._insert(devices)
+
+    def add_device_samples(self, samples: Iterable[DeviceSample]) -> None:
+        """Add what was seen of devices."""
+        self._insert(samples)
+
+    def thin_device_samples(self) -> None:
+        """Delete every second look at the devices: the second, the fourth, ... in the order of time."""
+        with self._writing() as connection:
+            connection.execute(_THIN)
+
+    def set_results(self, results: Mapping[str, Sequence[float]]) -> None:
+        """Store what each metric was at the end of each epoch; a metric that is known is replaced."""
+        with self._writing() as connection:
+            for name, series in results.items():
+                for epoch, value in enumerate(series):
+                    insert_row(connection, "results", {"name": name, "epoch": epoch, "value": float(value)})
 
     def close(self, status: RunStatus, error: str | None = None, ended_unix_s: float | None = None) -> None:
         """End the run, once; never raises RunDirectoryError, also after a failure: the run then stays "running".

@@ -60,6 +60,8 @@ class InstrumentedStep:
             self._warm = True
             loop.open_window(loop.steps_seen + 1)
             return result
+        if loop.is_profiled() or not loop.is_sample_due:
+            return self.plain(*args, **kwargs)
         recorder, probed = self._prepare()
         return loop.run(recorder, lambda: probed(*args, **kwargs), lambda: self.plain(*args, **kwargs), count=False)
 

@@ -12,6 +12,7 @@ import psutil
 import tensorflow as tf
 
 from precscope.probes import keras_internals
+from precscope.probes.gpus import describe_gpus
 
 __all__ = ["describe_hardware", "describe_model", "describe_software"]
 
@@ -54,12 +55,14 @@ def describe_software() -> dict[str, str]:
 
 def describe_hardware() -> dict[str, Any]:
     """Return platform, processor, memory and the GPUs that TensorFlow sees."""
+    gpus = [_gpu(device) for device in tf.config.list_physical_devices("GPU")]
     return {
         "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_name(),
         "cpu_count": psutil.cpu_count(),
         "memory_bytes": psutil.virtual_memory().total,
-        "gpus": [_gpu(device) for device in tf.config.list_physical_devices("GPU")],
+        "gpus": gpus,
+        "driver": _add_what_nvml_tells(gpus),
     }
 
 
@@ -70,6 +73,16 @@ def _gpu(device: Any) -> dict[str, Any]:
         "name": details.get("device_name"),
         "compute_capability": ".".join(map(str, capability)) if capability else None,
     }
+
+
+def _add_what_nvml_tells(gpus: list[dict[str, Any]]) -> str | None:
+    """Add each GPU's memory and UUID, and return the driver's version; nothing where NVML is out of reach."""
+    infos = describe_gpus() if gpus else ()
+    if len(infos) != len(gpus):  # TensorFlow was given fewer than CUDA has: which they are is not known
+        return None
+    for gpu, info in zip(gpus, infos, strict=True):
+        gpu |= {"memory_bytes": info.memory_total_bytes, "uuid": info.uuid}
+    return infos[0].driver_version if infos else None
 
 
 def _cpu_name() -> str | None:

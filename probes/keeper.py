@@ -84,6 +84,7 @@ class Keeper:
         if applied is not True:
             scalars = scalars.copy()
             scalars["updates"] = scalars["lost_updates"] = 0
+        current_bytes, peak_bytes = sampled.memory_bytes or (None, None)
         sample = SampleRecord(
             index=self._samples,
             step=sampled.step,
@@ -93,6 +94,8 @@ class Keeper:
             applied=applied,
             iterations=reading.updates_after,
             step_time_ns=sampled.step_time_ns,
+            allocator_current_bytes=current_bytes,
+            allocator_peak_bytes=peak_bytes,
         )
         order = np.argsort(indices)
         complete = len(indices) == len(self._indices)

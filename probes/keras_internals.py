@@ -38,6 +38,7 @@ __all__ = [
     "optimized_variables",
     "own_variables",
     "set_instance_attribute",
+    "steps_per_epoch",
     "tie",
     "update_counter",
     "updates_every_step",
@@ -146,6 +147,13 @@ def usual_batch(model: Any, steps: int) -> int | None:
     count = getattr(getattr(model, "_loss_tracker", None), "count", None)
     examples = 0 if count is None else int(count.numpy())
     return examples // steps if examples >= steps else None
+
+
+def steps_per_epoch(model: Any) -> int | None:
+    """Return how many train steps an epoch of the running `fit` has, None where that is unknown."""
+    parameters = getattr(getattr(model, "history", None), "params", None) or {}
+    steps = parameters.get("steps")
+    return steps if isinstance(steps, int) and steps > 0 else None
 
 
 def clone_function(function: Any, body: Callable[..., Any]) -> Any:

@@ -79,8 +79,8 @@ class OptimizerTaps:
         for index, (layer, name) in named:
             known = index in weights and isinstance(grads[index], tf.Tensor)
             if known and keras_internals.updates_every_step(optimizer):
-                key = TensorKey(layer, "weight", name)
-                recorder.record_updates(key, *_lost_updates(weights[index], variables[index], grads[index]))
+                after = tf.identity(variables[index].value)
+                recorder.record_update_of(TensorKey(layer, "weight", name), weights[index], after, grads[index])
         recorder.record_update(scale, before, tf.identity(counter))
         return result
 
@@ -94,11 +94,3 @@ class OptimizerTaps:
 
 def _identity(value: Any) -> Any:
     return tf.identity(value) if tf.is_tensor(value) or isinstance(value, tf.Variable) else value
-
-
-def _lost_updates(before: Any, variable: Any, gradient: Any) -> tuple[Any, Any]:
-    """Count elements with a non-zero gradient, and those of them that the update left as they were."""
-    bits = tf.bitcast(tf.cast(gradient, tf.float32), tf.int32)
-    moved_by = tf.not_equal(tf.bitwise.bitwise_and(bits, 2**31 - 1), 0)
-    lost = moved_by & tf.equal(before, tf.identity(variable.value))
-    return tuple(tf.reduce_sum(tf.cast(flag, tf.int32)) for flag in (moved_by, lost))  # type: ignore[return-value]

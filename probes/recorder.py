@@ -9,6 +9,7 @@ every iteration.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,15 +18,18 @@ import tensorflow as tf
 
 from precscope.formats import FORMATS
 from precscope.probes import keras_internals
+from precscope.probes.lost_updates import count_lost_updates
 from precscope.probes.statistic import (
     EMPTY_ROW,
     ROW_WIDTH,
     Partials,
+    bucket_size,
     decode_rows,
     finish,
     merge_rows,
     pad_to_bucket,
     partial_statistics,
+    partial_statistics_of_many,
 )
 from precscope.statistics import HISTOGRAM_LIMIT
 
@@ -61,6 +65,18 @@ class TracedTensor:
 
 
 @dataclass(frozen=True)
+class _Waiting:
+    """A tensor that is described at the end of the step, together with others of its size."""
+
+    tensor: Any
+    dtype: str
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.tensor.shape.as_list(), dtype=np.int64))
+
+
+@dataclass(frozen=True)
 class Reading:
     """What one probed step recorded; arrays are ordered like `tensors`."""
 
@@ -79,9 +95,10 @@ class _Trace:
 
     graph: Any
     tensors: dict[TensorKey, TracedTensor] = field(default_factory=dict)
-    # Each tensor's parts, one a call: Partials under XLA, finished rows otherwise, variables for loops.
+    # Each tensor's parts, one a call: Partials or tensors to be described together under XLA, finished rows otherwise,
+    # variables for loops.
     parts: dict[TensorKey, list[Any]] = field(default_factory=dict)
-    extras: dict[TensorKey, Any] = field(default_factory=dict)
+    updates: dict[TensorKey, tuple[Any, Any, Any]] = field(default_factory=dict)
     values: dict[int, Any] = field(default_factory=dict)
     accumulators: list[Any] = field(default_factory=list)
 
@@ -101,6 +118,7 @@ class Recorder:
         self._in_xla = in_xla
         self._trace: _Trace | None = None
         self._buffers: list[tuple[tuple[TracedTensor, ...], Any]] = []
+        self._accumulators: list[Any] = []
         self._eager: tuple[tuple[TracedTensor, ...], Any] | None = None
         self._stamp = tf.Variable(0, dtype=tf.int64, trainable=False, name="precscope_stamp")
         self._samples = 0
@@ -150,17 +168,19 @@ class Recorder:
                 self._accumulate(key, x, traced.dtype)
                 return x
             traced.calls = None if traced.calls is None else traced.calls + 1
-            part, x = self._part(x, traced.dtype)
+            part, x = self._part(key, x, traced.dtype)
             trace.parts.setdefault(key, []).append(part)
         return x
 
-    def _part(self, x: Any, dtype: str) -> tuple[Any, Any]:
+    def _part(self, key: TensorKey, x: Any, dtype: str) -> tuple[Any, Any]:
         if not self._in_xla:
             return self._row(x, dtype), x
+        if key.kind in ("weight", "weight_gradient") and x.shape.is_fully_defined():
+            return _Waiting(x, dtype), x  # all of them exist at the step's end: equal sizes are described together
         partials = partial_statistics(x, FORMATS[dtype], batch=self.batch)
         # The tie: the statistic is taken at once, in a kernel of its own, and nothing that it needs lives longer.
         x, subset, *rows = keras_internals.tie([x, partials.subset, *partials.rows])
-        return Partials(partials.count, tuple(rows), subset, partials.looked_at), x
+        return dataclasses.replace(partials, rows=tuple(rows), subset=subset), x
 
     def _row(self, x: Any, dtype: str) -> Any:
         if dtype not in self._row_functions:
@@ -178,18 +198,26 @@ class Recorder:
     def _accumulate(self, key: TensorKey, x: Any, dtype: str) -> None:
         trace = self._trace
         assert trace is not None
-        with tf.init_scope():
-            accumulator = tf.Variable(EMPTY_ROW, trainable=False, name="precscope_loop")
+        accumulator = self._accumulator(len(trace.accumulators))
         partials = partial_statistics(x, FORMATS[dtype], batch=self.batch)
         row = finish([partials])[0] if self._in_xla else self._row(x, dtype)
         accumulator.assign(merge_rows(accumulator.read_value(), row))
         trace.accumulators.append(accumulator)
-        trace.parts.setdefault(key, []).append(accumulator)
+        # Keras calls an RNN's cell once before the loop, only to see what it returns: that call is not the loop's.
+        before = [part for part in trace.parts.get(key, ()) if isinstance(part, tf.Variable)]
+        trace.parts[key] = [*before, accumulator]
 
-    def record_updates(self, key: TensorKey, updates: Any, lost: Any) -> None:
-        """Record how many elements of a weight had a non-zero gradient, and how many of them did not move."""
+    def _accumulator(self, position: int) -> Any:
+        """Return the variable of the `position`-th place in a loop: a tf.function may create none in a later trace."""
+        if position == len(self._accumulators):
+            with tf.init_scope():
+                self._accumulators.append(tf.Variable(EMPTY_ROW, trainable=False, name="precscope_loop"))
+        return self._accumulators[position]
+
+    def record_update_of(self, key: TensorKey, before: Any, after: Any, gradient: Any) -> None:
+        """Record a weight before and after the update with its gradient, to count updates and lost updates."""
         if self._trace is not None and self.place() == "root":
-            self._trace.extras[key] = tf.stack([tf.cast(updates, tf.int64), tf.cast(lost, tf.int64)])
+            self._trace.updates[key] = (before, after, gradient)
 
     def record_loss(self, loss: Any) -> None:
         """Record the step's unscaled loss; the first one counts."""
@@ -230,16 +258,21 @@ class Recorder:
         if not trace.parts:
             return first
         rows = self._rows(trace)
-        extras = tf.stack([trace.extras.get(key, tf.zeros(_EXTRAS, tf.int64)) for key in trace.tensors])
-        return tf.concat([first, tf.concat([rows, extras], 1)], 0)
+        return tf.concat([first, tf.concat([rows, self._lost_updates(trace)], 1)], 0)
+
+    def _lost_updates(self, trace: _Trace) -> Any:
+        """Return updates and lost updates of every tensor, 0 for those that are no weights: int64 [tensors, 2]."""
+        none = tf.zeros([1, _EXTRAS], tf.int64)
+        table = tf.concat([count_lost_updates(list(trace.updates.values())), none], 0) if trace.updates else none
+        positions = {key: position for position, key in enumerate(trace.updates)}
+        return tf.gather(table, [positions.get(key, len(positions)) for key in trace.tensors])
 
     def _rows(self, trace: _Trace) -> Any:
         """Return the finished row of every tensor, its calls merged: int64 [tensors, ROW_WIDTH]."""
-        partials = [part for parts in trace.parts.values() for part in parts if isinstance(part, Partials)]
-        finished = iter(tf.unstack(finish(partials)) if len(partials) else ())
+        finished = _finished_parts([part for key in trace.tensors for part in trace.parts[key]])
         rows = []
         for key in trace.tensors:
-            calls = [next(finished) if isinstance(part, Partials) else _value(part) for part in trace.parts[key]]
+            calls = [finished[id(part)] for part in trace.parts[key]]
             row = calls[0]
             for other in calls[1:]:
                 row = merge_rows(row, other)
@@ -272,8 +305,20 @@ class Recorder:
         return None
 
 
-def _value(part: Any) -> Any:
-    return part.read_value() if isinstance(part, tf.Variable) else part
+def _finished_parts(parts: list[Any]) -> dict[int, Any]:
+    """Return the finished row [ROW_WIDTH] of every part, by the part's id."""
+    groups: dict[tuple[int, str], list[_Waiting]] = {}
+    for part in parts:
+        if isinstance(part, _Waiting):
+            groups.setdefault((bucket_size(part.size), part.dtype), []).append(part)
+    owners: list[Any] = [part for part in parts if isinstance(part, Partials)]
+    partials = list(owners)
+    for (_, dtype), group in groups.items():
+        owners += group
+        partials.append(partial_statistics_of_many([part.tensor for part in group], FORMATS[dtype]))
+    rows = dict(zip(map(id, owners), tf.unstack(finish(partials)) if partials else (), strict=True))
+    others = [part for part in parts if id(part) not in rows]
+    return rows | {id(part): part.read_value() if isinstance(part, tf.Variable) else part for part in others}
 
 
 def _float_bits(value: Any) -> Any:

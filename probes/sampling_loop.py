@@ -11,11 +11,12 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from precscope.records import CostKind, CostRecord
+from precscope.records import CostKind, CostRecord, StepTimeRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from precscope.probes.op_profile import OpProfile
     from precscope.probes.recorder import Reading, Recorder
     from precscope.sampling import Sampler
 
@@ -23,15 +24,20 @@ __all__ = ["NEVER", "SampledStep", "SamplingLoop"]
 
 #: Compares as later than any step.
 NEVER = sys.maxsize
+_LEAST_STEPS = 3  # a stretch of fewer plain steps tells little about their time
 
 
 @dataclass(frozen=True)
 class SampledStep:
-    """What a sampled step gave: the step's number, what was read (None if no tap fired), and its time."""
+    """What a sampled step gave: the step's number, what was read (None if no tap fired), and its time.
+
+    `memory_bytes` is what the allocator had handed out before the step, then and at the peak; None where unknown.
+    """
 
     step: int
     reading: Reading | None
     step_time_ns: int
+    memory_bytes: tuple[int, int] | None = None
 
 
 @dataclass
@@ -40,9 +46,9 @@ class _Costs:
 
     totals: dict[CostKind, list[int]] = field(default_factory=dict)
 
-    def add(self, kind: CostKind, time_ns: int) -> None:
+    def add(self, kind: CostKind, time_ns: int, count: int = 1) -> None:
         total = self.totals.setdefault(kind, [0, 0])
-        total[0] += 1
+        total[0] += count
         total[1] += time_ns
 
     def records(self) -> tuple[CostRecord, ...]:
@@ -61,8 +67,15 @@ class SamplingLoop:
 
     Attributes:
         steps_seen: Train steps so far.
-        next_step: The step to sample next; `NEVER` where none is.
+        next_step: The step at which something is due next, a sample or the profiler; `NEVER` where nothing is.
+        next_sample: The step to sample next; `NEVER` where none is.
         costs: What PrecScope cost so far, by kind.
+        batch: Examples in the usual batch; None where unknown.
+        plain_step_ns: Mean time of the plain steps measured last; None before.
+        wait_for_device: Returns when the device has finished all that was queued.
+        profile: The window of plain steps under TensorFlow's profiler, if there is to be one.
+        keep_step_time: Called with the time of each measured stretch of plain steps.
+        read_memory: Returns the allocator's bytes now and at the peak.
     """
 
     def __init__(
@@ -75,8 +88,13 @@ class SamplingLoop:
     ) -> None:
         self.steps_seen = 0
         self.costs = _Costs()
+        self.batch: int | None = None
+        self.plain_step_ns: float | None = None
+        self.wait_for_device = wait_for_device
+        self.profile: OpProfile | None = None
+        self.keep_step_time: Callable[[StepTimeRecord], None] = lambda record: None
+        self.read_memory: Callable[[], tuple[int, int] | None] = lambda: None
         self._sampler = sampler
-        self._wait_for_device = wait_for_device
         self._keep = keep
         self._failed = failed
         self._clock_ns = clock_ns
@@ -84,13 +102,28 @@ class SamplingLoop:
         self._paused = False
         self._window_start_ns: int | None = None
         self._window_first_step = 0
-        self._plain_step_ns: float | None = None
 
     @property
     def next_step(self) -> int:
+        """The step at which a sample or the profiled window is due, or `NEVER`."""
+        sample = self.next_sample
+        return sample if self.profile is None else min(sample, self.profile.next_step)
+
+    @property
+    def next_sample(self) -> int:
         """The step to sample next, or `NEVER`."""
         due = None if self._off or self._paused else self._sampler.next_step
         return NEVER if due is None else due
+
+    @property
+    def is_sample_due(self) -> bool:
+        """Whether the step at hand is to be sampled."""
+        return self.steps_seen >= self.next_sample
+
+    @property
+    def is_paused(self) -> bool:
+        """Whether sampling is held."""
+        return self._paused
 
     def switch_off(self) -> None:
         """Sample nothing from now on."""
@@ -101,12 +134,29 @@ class SamplingLoop:
         self._paused = paused
 
     def skip(self) -> None:
-        """Try the next step: the one at hand is due and cannot be sampled."""
-        self._sampler.skip(self.steps_seen)
+        """Try the next step: the one at hand cannot be sampled, if it was due."""
+        if self.is_sample_due:
+            self._sampler.skip(self.steps_seen)
+
+    def count(self, steps: int = 1) -> None:
+        """Count plain steps that were made."""
+        self.steps_seen += steps
+        if self.profile is not None:
+            self.profile.after_step()
+
+    def is_profiled(self, steps: int = 1, left: int | None = None) -> bool:
+        """Tell whether the step at hand lies in the profiled window; see `OpProfile.takes`."""
+        return self.profile is not None and self.profile.takes(steps, left)
+
+    def new_epoch(self) -> None:
+        """Forget the stretch of steps that was being measured: it ended where the last epoch did."""
+        self._window_start_ns = None
+        if self.profile is not None:
+            self.profile.new_epoch()
 
     def open_window(self, first_step: int | None = None) -> None:
         """Begin to measure plain steps anew: whatever lies before (validation, compiling) is no train step."""
-        self._wait_for_device()
+        self.wait_for_device()
         self._window_start_ns = self._clock_ns()
         self._window_first_step = self.steps_seen if first_step is None else first_step
 
@@ -127,12 +177,13 @@ class SamplingLoop:
             steps: How many train steps one call makes.
             count: Whether to count them here; a custom loop counts its steps itself.
         """
-        self._measure_plain_steps()
+        self.measure_plain_steps()
+        memory_bytes = self.read_memory()
         traces, start_ns = recorder.traces, self._clock_ns()
         try:
             recorder.prepare()
             result = probed()
-            self._wait_for_device()
+            self.wait_for_device()
             stepped_ns = self._clock_ns()
             reading = recorder.read()
         except StopIteration:  # Keras' way to say that the epoch is over
@@ -147,26 +198,30 @@ class SamplingLoop:
             self._failed(error)
             result = plain()
             self.steps_seen += steps if count else 0
+            self.open_window(self.steps_seen if count else self.steps_seen + steps)
             return result
         read_ns = self._clock_ns()
-        sampled = SampledStep(self.steps_seen + steps - 1, reading, stepped_ns - start_ns)
+        sampled = SampledStep(self.steps_seen + steps - 1, reading, stepped_ns - start_ns, memory_bytes)
         self.steps_seen += steps if count else 0
         self._keep(sampled)
         self._account(sampled.step, steps, recorder.traces > traces, (start_ns, stepped_ns, read_ns, self._clock_ns()))
         self.open_window(sampled.step + 1)
         return result
 
-    def _measure_plain_steps(self) -> None:
-        self._wait_for_device()
-        steps = self.steps_seen - self._window_first_step
+    def measure_plain_steps(self) -> None:
+        """Measure the stretch of plain steps that ends here."""
+        self.wait_for_device()
+        first_step, steps = self._window_first_step, self.steps_seen - self._window_first_step
         if self._window_start_ns is not None and steps > 0:
-            self._plain_step_ns = (self._clock_ns() - self._window_start_ns) / steps
+            self.plain_step_ns = (self._clock_ns() - self._window_start_ns) / steps
+            if steps >= _LEAST_STEPS:
+                self.keep_step_time(StepTimeRecord(first_step, steps, round(self.plain_step_ns), self.batch))
 
     def _account(self, step: int, steps: int, compiled: bool, times_ns: tuple[int, int, int, int]) -> None:
         start_ns, stepped_ns, read_ns, written_ns = times_ns
-        plain_ns = round((self._plain_step_ns or 0) * steps)
+        plain_ns = round((self.plain_step_ns or 0) * steps)
         self.costs.add("compile" if compiled else "step", max(stepped_ns - start_ns - plain_ns, 0))
         self.costs.add("read", read_ns - stepped_ns)
         self.costs.add("write", written_ns - read_ns)
-        cost_ns = None if compiled or self._plain_step_ns is None else written_ns - start_ns - plain_ns
-        self._sampler.sampled(step, cost_ns, self._plain_step_ns)
+        cost_ns = None if compiled or self.plain_step_ns is None else written_ns - start_ns - plain_ns
+        self._sampler.sampled(step, cost_ns, self.plain_step_ns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import weakref
 from pathlib import Path
@@ -16,6 +17,7 @@ from precscope.probes.custom_loop import InstrumentedStep
 from precscope.probes.environment import describe_hardware, describe_model, describe_software
 from precscope.probes.keeper import Keeper
 from precscope.probes.legacy import add_legacy_note, check_loss_scale_arguments
+from precscope.probes.measurements import Measurements
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.optimizer_taps import OptimizerTaps
 from precscope.probes.sampling_loop import SampledStep, SamplingLoop
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Session", "profile"]
 
+_TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*m")  # Keras prints its errors in bold
 _profiled_models: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
@@ -109,11 +112,13 @@ class Session:
         self._loop = SamplingLoop(Sampler(self.options), self._wait_for_device, self._keep, self._probe_failed)
         self._records = ModelRecords(self._model, self.options)
         self._keeper = Keeper(writer, self._records, self._loop.switch_off)
+        self._measurements = Measurements(self._model, lambda: self._optimizer, self.options, self._loop, self._keeper)
         self._keeper.keep_layers()
         self._counted_optimizer, self._updates_at_start, self._updates_before = self._optimizer, self._updates(), 0
         self._undo = keras_internals.set_instance_attribute(self._model, "make_train_function", self._make_function)
         _profiled_models.add(self._model)
         self._state = "open"
+        self._measurements.start()
         self._loop.costs.add("build", time.perf_counter_ns() - start_ns)
         return self
 
@@ -129,6 +134,7 @@ class Session:
             self._poll()
             self._tell_of_silence(status)
         finally:
+            self._measurements.close()
             self._keeper.close(status, reason, self._loop.costs.records())
         if error is not None:
             add_legacy_note(error)
@@ -170,10 +176,10 @@ class Session:
         """
         self._require_open("step")
         self._flush(loss)
-        if not self._instrumented and self._loop.steps_seen >= self._loop.next_step:
+        if not self._instrumented and self._loop.is_sample_due:
             self._tell_nothing_fires()
         self._called.clear()
-        self._loop.steps_seen += 1
+        self._loop.count()
 
     def pause(self) -> None:
         """Sample nothing until `resume`."""
@@ -232,7 +238,7 @@ class Session:
         if id(step) in self._called:
             self._flush()
             self._called.clear()
-            self._loop.steps_seen += 1
+            self._loop.count()
         self._called.add(id(step))
 
     def _keep(self, sampled: SampledStep) -> None:
@@ -253,10 +259,10 @@ class Session:
             self._poll()
 
     def _probe_failed(self, error: Exception) -> None:
-        first_line = (str(error).strip().splitlines() or [""])[0][:300]
+        words = " ".join(_TERMINAL_CODES.sub("", str(error)).split())
         self._tell(
             "error",
-            f"the probed step failed and is switched off: {type(error).__name__}: {first_line} "
+            f"the probed step failed and is switched off: {type(error).__name__}: {words[:500]} "
             "The training goes on without probes; the batch at hand may have been passed over.",
         )
 

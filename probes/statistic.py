@@ -11,6 +11,7 @@ reliable where flush-to-zero is on. Casting to float32 is exact for every format
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ from precscope.statistics import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -38,18 +39,20 @@ __all__ = [
     "EMPTY_ROW",
     "ROW_WIDTH",
     "Partials",
+    "bucket_size",
     "decode_rows",
     "finish",
     "merge_rows",
     "pad_to_bucket",
     "partial_statistics",
+    "partial_statistics_of_many",
 ]
 
 # Reductions by row, in the order of a finished row: five counts, three extremes, two sums.
 _COUNTS = ("zeros", "subnormals", "positive_infinities", "negative_infinities", "nans")
 _REDUCERS = (tf.reduce_sum,) * 5 + (tf.reduce_max, tf.reduce_min, tf.reduce_min) + (tf.reduce_sum,) * 2
 _INT32_MAX, _INT32_MIN = 2**31 - 1, -(2**31)
-_IDENTITIES = (0,) * 5 + (_INT32_MIN, _INT32_MAX, _INT32_MAX, 0.0, 0.0)
+_NAN = _COUNTS.index("nans")
 
 #: A finished row, int64: count, the five counts, maximum, minimum and smallest magnitude (as ordered integers, see
 #: `_ordered`), the bits of the float32 sum and sum of squares, histogram count, histogram.
@@ -60,8 +63,8 @@ _MAX_COLUMN, _MIN_COLUMN, _SMALLEST_COLUMN, _SUM_COLUMN, _SQUARES_COLUMN, _LOOKE
 EMPTY_ROW: NDArray[np.int64] = np.zeros(ROW_WIDTH, np.int64)
 EMPTY_ROW[_MAX_COLUMN], EMPTY_ROW[_MIN_COLUMN], EMPTY_ROW[_SMALLEST_COLUMN] = _INT32_MIN, _INT32_MAX, _INT32_MAX
 
-# Rows of a reduction: enough to fill a large GPU, few enough to keep for every tensor until the end of the step.
-_MAX_ROWS, _MIN_ROW_ELEMENTS = 1024, 2**14
+# Rows in which a tensor below a size is reduced: few values, so that rows of many tensors are finished together.
+_ROWS = ((2**16, 1), (2**21, 64), (sys.maxsize, 1024))
 # What an unknown dimension is taken for where nothing better is known.
 _USUAL_BATCH = 128
 # Sizes to which the histogram's subsets are padded, so that few distinct kernels are compiled.
@@ -72,17 +75,19 @@ _MAGNITUDE_MASK, _INFINITY_BITS, _MANTISSA_BITS, _BIAS = 0x7FFFFFFF, 0x7F800000,
 
 @dataclass(frozen=True)
 class Partials:
-    """The first stage's result for one tensor.
+    """The first stage's result for one tensor, or for several of one size.
 
     Attributes:
-        count: int64 scalar, number of elements.
-        rows: One tensor [rows] for each reduction, int32, the last two float32.
-        subset: [size], what the histogram looks at, padded with NaN to one of `_SUBSET_SIZES`.
-        looked_at: int64 scalar, how many elements of `subset` are real.
+        count: int64 [tensors], numbers of elements.
+        rows: One tensor [tensors, rows] for each reduction, int32, the last two float32.
+        padding: int64 [tensors], how many NaN were added to make rows of equal length.
+        subset: [tensors, size], what the histogram looks at, padded with NaN to one of `_SUBSET_SIZES`.
+        looked_at: int64 [tensors], how many elements of `subset` are real.
     """
 
     count: Any
     rows: tuple[Any, ...]
+    padding: Any
     subset: Any
     looked_at: Any
 
@@ -104,13 +109,39 @@ def partial_statistics(x: Any, float_format: FloatFormat, count: Any = None, bat
         count = tf.size(flat, tf.int64)
     else:
         looked_at = count
-    table = _as_rows(flat, size)
+    rows = _rows_for(size)
+    padding = _up_to_multiple(flat, rows)
+    length = (tf.shape(flat)[0] if flat.shape[0] is None else flat.shape[0]) + padding
+    table = tf.reshape(_pad(flat, padding), [1, rows, length // rows])
+    filled = tf.reshape(tf.size(table, tf.int64) - count, [1])
+    return Partials(
+        tf.reshape(count, [1]), _reduce(table, float_format), filled, subset[None], tf.reshape(looked_at, [1])
+    )
+
+
+def partial_statistics_of_many(tensors: Sequence[Any], float_format: FloatFormat) -> Partials:
+    """Return the partial statistics of several tensors of known size and one `bucket_size`, in one go."""
+    sizes = np.array([int(np.prod(x.shape.as_list(), dtype=np.int64)) for x in tensors], np.int64)
+    stacked = tf.stack([pad_to_bucket(x) for x in tensors])
+    length = int(stacked.shape[1])
+    rows = _rows_for(length)
+    table = tf.reshape(_pad(stacked, -length % rows), [len(tensors), rows, -1])
+    blocks = tf.reshape(_pad(stacked, -length % BLOCK), [len(tensors), -1, BLOCK])
+    stride = histogram_stride(length)
+    taken = tf.reshape(blocks[:, ::stride], [len(tensors), -1])
+    last_taken = (int(blocks.shape[1]) - 1) % stride == 0
+    looked_at = sizes if stride == 1 else np.full_like(sizes, taken.shape[1] - (-length % BLOCK if last_taken else 0))
+    subset = _pad(taken, next(size for size in _SUBSET_SIZES if size >= taken.shape[1]) - int(taken.shape[1]))
+    filled = int(table.shape[1]) * int(table.shape[2]) - sizes
+    return Partials(
+        tf.constant(sizes), _reduce(table, float_format), tf.constant(filled), subset, tf.constant(looked_at)
+    )
+
+
+def _reduce(table: Any, float_format: FloatFormat) -> tuple[Any, ...]:
+    """Reduce [tensors, rows, elements] to [tensors, rows], once for each of `_REDUCERS`."""
     bits = tf.bitcast(tf.cast(table, tf.float32), tf.int32)
-    rows = tuple(reduce(values, 1) for reduce, values in zip(_REDUCERS, _accumulands(bits, float_format), strict=True))
-    # Padding is NaN; it takes part in nothing but the count of NaN.
-    padding = tf.cast(tf.size(table, tf.int64) - count, tf.int32)
-    nans = tf.concat([rows[4][:1] - padding, rows[4][1:]], 0)
-    return Partials(count, (*rows[:4], nans, *rows[5:]), subset, looked_at)
+    return tuple(reduce(v, 2) for reduce, v in zip(_REDUCERS, _accumulands(bits, float_format), strict=True))
 
 
 def _flat(x: Any) -> Any:
@@ -119,13 +150,16 @@ def _flat(x: Any) -> Any:
     return flat if flat.dtype.size in (2, 4) else tf.cast(flat, tf.float32)
 
 
+def bucket_size(size: int) -> int:
+    """Return the size to which a tensor of `size` elements is padded, so that few sizes are compiled."""
+    return size if size > HISTOGRAM_LIMIT else next(4**k for k in range(5, 10) if 4**k >= size)
+
+
 def pad_to_bucket(x: Any) -> Any:
-    """Return `x` flat, a small one padded with NaN to one of few sizes, so that few sizes are compiled."""
+    """Return `x` flat and, where its size is known, padded with NaN to `bucket_size`."""
     flat = _flat(x)
     size = flat.shape[0]
-    if size is None or size > HISTOGRAM_LIMIT:
-        return flat
-    return _pad(flat, next(4**k for k in range(5, 10) if 4**k >= size) - size)
+    return flat if size is None else _pad(flat, bucket_size(size) - size)
 
 
 def _usual_size(shape: Any, batch: int | None) -> int:
@@ -134,14 +168,9 @@ def _usual_size(shape: Any, batch: int | None) -> int:
     return int(np.prod([(batch or _USUAL_BATCH) if d is None else d for d in dimensions], dtype=np.int64))
 
 
-def _as_rows(flat: Any, usual_size: int) -> Any:
-    """Return `flat` as [rows, elements], padded with NaN at the end where it has to be."""
-    rows = min(_MAX_ROWS, max(1, usual_size // _MIN_ROW_ELEMENTS))
-    divisors = (r for r in range(rows, rows // 2, -1) if usual_size % r == 0)
-    rows = next(divisors, rows)  # a divisor near by saves the padding
-    padding = _up_to_multiple(flat, rows)
-    length = tf.shape(flat)[0] + padding if flat.shape[0] is None else flat.shape[0] + padding
-    return tf.reshape(_pad(flat, padding), [rows, length // rows])
+def _rows_for(size: int) -> int:
+    """Return how many rows a tensor is reduced in: enough to fill a GPU, few enough to keep them for every tensor."""
+    return next(rows for limit, rows in _ROWS if size < limit)
 
 
 def _up_to_multiple(flat: Any, of: int) -> Any:
@@ -165,10 +194,11 @@ def _histogram_subset(flat: Any, usual_size: int) -> tuple[Any, Any]:
     return subset, tf.cast(looked_at, tf.int64)
 
 
-def _pad(flat: Any, padding: Any) -> Any:
+def _pad(x: Any, padding: Any) -> Any:
+    """Return `x` with `padding` NaN behind its last dimension."""
     if isinstance(padding, int) and padding == 0:
-        return flat
-    return tf.pad(flat, [[0, padding]], constant_values=np.nan)
+        return x
+    return tf.pad(x, [[0, 0]] * (x.shape.rank - 1) + [[0, padding]], constant_values=np.nan)
 
 
 def _accumulands(bits: Any, float_format: FloatFormat) -> tuple[Any, ...]:
@@ -202,40 +232,42 @@ def _ordered(bits: Any) -> Any:
 
 
 def finish(partials: Sequence[Partials]) -> Any:
-    """Return the finished rows of all tensors: int64 [len(partials), ROW_WIDTH]."""
-    columns = [tf.stack([tf.reshape(p.count, []) for p in partials])]
-    for index, (reduce, identity) in enumerate(zip(_REDUCERS, _IDENTITIES, strict=True)):
-        columns.append(_as_int64(_reduce_each([p.rows[index] for p in partials], reduce, identity)))
-    columns.append(tf.stack([tf.reshape(p.looked_at, []) for p in partials]))
-    return tf.concat([tf.stack(columns, 1), _histograms([p.subset for p in partials])], 1)
+    """Return the finished rows of all tensors, in order: int64 [tensors, ROW_WIDTH]."""
+    scalars = _grouped(partials, lambda p: int(p.rows[0].shape[1]), _finished_scalars)
+    histograms = _grouped(partials, lambda p: int(p.subset.shape[1]), _finished_histograms)
+    return tf.concat([scalars, histograms], 1)
+
+
+def _grouped(
+    partials: Sequence[Partials], key: Callable[[Partials], int], finished: Callable[[list[Partials]], Any]
+) -> Any:
+    """Apply `finished` to all partials of equal `key` together, and put the rows into the order of `partials`."""
+    starts = np.cumsum([0, *(int(p.count.shape[0]) for p in partials)])
+    order: list[int] = []
+    parts = []
+    for value in sorted({key(p) for p in partials}):
+        chosen = [index for index, p in enumerate(partials) if key(p) == value]
+        order += [row for index in chosen for row in range(starts[index], starts[index + 1])]
+        parts.append(finished([partials[index] for index in chosen]))
+    return parts[0] if len(parts) == 1 else tf.gather(tf.concat(parts, 0), np.argsort(order))
+
+
+def _finished_scalars(partials: list[Partials]) -> Any:
+    reduced = [reduce(tf.concat([p.rows[index] for p in partials], 0), 1) for index, reduce in enumerate(_REDUCERS)]
+    columns = [_as_int64(column) for column in reduced]
+    # The padding is NaN: it takes part in nothing but the count of NaN.
+    columns[_NAN] -= tf.concat([p.padding for p in partials], 0)
+    counts, looked_at = (tf.concat([getattr(p, name) for p in partials], 0) for name in ("count", "looked_at"))
+    return tf.stack([counts, *columns, looked_at], 1)
+
+
+def _finished_histograms(partials: list[Partials]) -> Any:
+    subsets = tf.concat([tf.cast(p.subset, tf.float32) for p in partials], 0)
+    return _histogram(tf.reshape(subsets, [subsets.shape[0], -1, BLOCK]))
 
 
 def _as_int64(column: Any) -> Any:
     return tf.cast(tf.bitcast(column, tf.int32), tf.int64)
-
-
-def _reduce_each(parts: list[Any], reduce: Any, identity: float) -> Any:
-    """Reduce each of several vectors to a scalar: [len(parts)]."""
-    # One gather from their concatenation, where shorter vectors are filled up with the identity.
-    lengths = [part.shape[0] for part in parts]
-    table = tf.concat([*parts, tf.constant([identity], parts[0].dtype)], 0)
-    starts = np.cumsum([0, *lengths])
-    positions = np.arange(max(lengths))
-    indices = np.where(positions < np.array(lengths)[:, None], starts[:-1, None] + positions, starts[-1])
-    return reduce(tf.gather(table, indices), 1)
-
-
-def _histograms(subsets: list[Any]) -> Any:
-    """Return the exponent histograms of the subsets: int64 [len(subsets), HISTOGRAM_BINS]."""
-    order: list[int] = []
-    parts = []
-    for size in _SUBSET_SIZES:
-        chosen = [index for index, subset in enumerate(subsets) if subset.shape[0] == size]
-        if chosen:
-            order += chosen
-            stacked = tf.stack([tf.cast(subsets[index], tf.float32) for index in chosen])
-            parts.append(_histogram(tf.reshape(stacked, [len(chosen), size // BLOCK, BLOCK])))
-    return tf.gather(tf.concat(parts, 0), np.argsort(order))
 
 
 def _histogram(values: Any) -> Any:

@@ -94,6 +94,10 @@ class ChoosingTrainFunction:
             result = self.plain(iterator)
             loop.steps_seen += self._steps
             return result
+        if self._warm and loop.is_profiled(self._steps, self._left_in_epoch(iterator)):
+            result = self.plain(iterator)
+            loop.count(self._steps)
+            return result
         return self._sampled(iterator)
 
     def _first_of_epoch(self, iterator: Any) -> Any:
@@ -102,26 +106,26 @@ class ChoosingTrainFunction:
         if self._iterator is not _nothing:
             self._epoch_steps = loop.steps_seen - self._epoch_first_step
         self._iterator, self._epoch_first_step = weakref.ref(iterator), loop.steps_seen
+        loop.new_epoch()
         result = self(iterator)
         loop.open_window()
         return result
 
     def _sampled(self, iterator: Any) -> Any:
         loop = self._loop
-        if self._is_last_of_epoch() or not self._warm:
+        if self._is_last_of_epoch() or not self._warm or not loop.is_sample_due:
             loop.skip()
             result = self.plain(iterator)
             loop.steps_seen += self._steps
             if not self._warm:
                 self._warm = True
-                self._batch = keras_internals.usual_batch(self._model, self._steps)
+                self._batch = loop.batch = keras_internals.usual_batch(self._model, self._steps)
                 loop.open_window()
             return result
         if not isinstance(iterator, tf.data.Iterator):
             batches = list(itertools.islice(iterator, self._steps))
             return self._run(lambda function: function(iter(batches)))
-        # The iterator itself, as for the plain function: Keras' iterators do not bear to be asked by others. Taking
-        # the batch beforehand left the next epoch waiting for up to a minute until the old iterator was deleted.
+        # The iterator itself, as for the plain function: whatever else asks it is one more way to change the training.
         return self._run(lambda function: function(iterator))
 
     def _run(self, call: Callable[[Callable[[Any], Any]], Any]) -> Any:
@@ -130,8 +134,17 @@ class ChoosingTrainFunction:
 
     def _is_last_of_epoch(self) -> bool:
         """Tell whether this may be a smaller batch, which would be compiled once more for one step in an epoch."""
-        last = self._epoch_steps is not None and self._epoch_steps > self._steps
-        return last and self._loop.steps_seen - self._epoch_first_step + self._steps >= (self._epoch_steps or 0)
+        in_epoch = self._loop.steps_seen - self._epoch_first_step
+        return self._epoch_steps is not None and in_epoch > 0 and in_epoch + self._steps == self._epoch_steps
+
+    def _left_in_epoch(self, iterator: Any) -> int | None:
+        """Return how many steps are left before the epoch's last, which may be smaller; None where unknown."""
+        epoch_steps = keras_internals.steps_per_epoch(self._model) or self._epoch_steps
+        if not epoch_steps or not isinstance(iterator, tf.data.Iterator):
+            return None
+        # Keras goes through all epochs with one iterator where `fit` was given `steps_per_epoch`.
+        in_epoch = (self._loop.steps_seen - self._epoch_first_step) % epoch_steps
+        return max(max(epoch_steps - self._steps, self._steps) - in_epoch, 0)
 
     def _prepare(self) -> tuple[Recorder, Callable[[Any], Any]]:
         if self._recorder is None or self._probed is None:

@@ -14,6 +14,7 @@ from precscope.advice.wording import listed, plain, quoted, share
 from precscope.reports.layer_rows import LayerRow, layer_rows, matching
 from precscope.reports.run_view import CostView, RunView, cost_view, run_view
 from precscope.reports.text import ABSENT, printable
+from precscope.reports.time_view import TimeView, time_view
 from precscope.reports.training_view import TrainingView, training_view
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ class ReportView:
         unseen: Why layers, or the gradients at their outputs, were not recorded, and which.
         notices: What the session had to say, a line each with its severity.
         cost: What PrecScope cost.
+        time: Time and memory; None where they were not measured yet when the run was recorded.
     """
 
     run: RunView
@@ -77,6 +79,7 @@ class ReportView:
     unseen: tuple[str, ...]
     notices: tuple[tuple[Severity, str], ...]
     cost: CostView | None
+    time: TimeView | None = None
 
 
 def report_view(evidence: Evidence, pattern: str | None = None) -> ReportView:
@@ -98,6 +101,7 @@ def report_view(evidence: Evidence, pattern: str | None = None) -> ReportView:
         unseen=_unseen(evidence),
         notices=tuple(map(_notice, evidence.run.notices)),
         cost=cost_view(evidence.run),
+        time=time_view(evidence.run, None if pattern is None else {layer.id for layer in layers}),
     )
 
 

@@ -32,6 +32,7 @@ _COSTS = {
     "write": "writing",
     "poll": "watching the loss scale",
     "profiler": "op profiler",
+    "device": "device sampling",
 }
 _LOSS_SCALING = {"dynamic": "dynamic loss scale", "static": "fixed loss scale", "none": "no loss scale"}
 

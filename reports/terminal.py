@@ -14,6 +14,7 @@ from precscope.reports.palette import BOLD, FAINT, LEVELS, LINE, PLAIN, SEVERITI
 from precscope.reports.report_view import FindingView, ReportView, report_view
 from precscope.reports.terminal_lines import graph, heading, note, paragraph
 from precscope.reports.terminal_table import layer_table
+from precscope.reports.terminal_time import time_and_memory
 from precscope.reports.text import cut, percent, printable, shorten, significant
 from precscope.reports.training_view import marks, spark
 
@@ -51,6 +52,7 @@ def render_report(view: ReportView, width: int, *, show_all: bool = False) -> It
     yield from _training(view, width)
     yield from _findings(view, width, show_all)
     yield from _layers(view, width, show_all)
+    yield from time_and_memory(view.time, width, show_all)
     yield from _notes(view, width, show_all)
 
 
@@ -86,12 +88,7 @@ def _training(view: ReportView, width: int) -> Iterator[Text]:
             yield graph(label, significant(known[0]), Text())
         elif known:
             line = spark(series, training.span, room, logarithmic=logarithmic)
-            yield graph(
-                label,
-                significant(known[0]),
-                Text(line, LINE),
-                significant(known[-1]),
-            )
+            yield graph(label, significant(known[0]), Text(line, LINE), significant(known[-1]))
     if not any(training.loss_scale.values):
         yield graph(
             "loss scale", "–", Text("none: gradients are not scaled" if training.scaling == "none" else "not known")

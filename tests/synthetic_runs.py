@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from precscope.reader import Run, open_run
-from precscope.records import LossScaleRecord, NoticeRecord
+from precscope.records import SCALAR_DTYPE, LossScaleRecord, NoticeRecord
 from precscope.statistics import HISTOGRAM_BINS
 from precscope.writer import RunWriter
-from tests.core_fixtures import SCALAR_DTYPE, arrays_of, layer_record, run_record, sample_record, tensor_record
+from tests.core_fixtures import arrays_of, layer_record, run_record, sample_record, tensor_record
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from precscope.records import CostRecord, LayerRecord
+    from precscope.records import CostRecord, LayerRecord, RunStatus
 
 MODEL = {
     "name": "tower",
@@ -91,7 +91,7 @@ class SyntheticRun:
     updates: dict[str, tuple[int, int]] = field(default_factory=dict)
     notices: list[NoticeRecord] = field(default_factory=list)
     costs: list[CostRecord] = field(default_factory=list)
-    status: str = "finished"
+    status: RunStatus = "finished"
     error: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
     record: dict[str, Any] = field(default_factory=dict)

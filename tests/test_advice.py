@@ -297,6 +297,28 @@ def test_skips_that_no_sample_saw_ask_for_more_samples(tmp_path):
     assert (finding.layer, finding.severity, finding.action) == (None, "error", "sample_more")
 
 
+def test_a_scale_that_keeps_sinking_is_not_healthy(tmp_path):
+    """Skips far apart, but nothing ever raises the scale again."""
+    looks = [(100 * i, 2.0 ** (15 - i), i) for i in range(13)]
+    finding = the(SyntheticRun(steps=[healthy()], scales=looks).read(tmp_path / "run"), "skipped_steps")
+    assert (finding.severity, finding.action) == ("warning", "sample_more")
+    assert finding.numbers["scale fallen since half-time"] == (6.0, 3.0, "bits")
+    assert "still falling at the end" in finding.sentence
+
+
+def test_skips_without_a_later_update_are_not_called_healthy(tmp_path):
+    run = SyntheticRun(steps=[healthy()], scales=[(0, 4.0, 0), (9, 4.0, 0), (11, 1.0, 2)]).read(tmp_path / "run")
+    finding = the(run, "skipped_steps")
+    assert finding.severity == "info"
+    assert "whether training goes on is not known" in finding.sentence
+
+
+def test_skips_that_bad_data_caused_are_not_called_healthy(tmp_path):
+    bad = healthy() | {"activation input": with_bad(values(dtype=np.float32), NAN)}
+    run = SyntheticRun(steps=[bad, healthy()], scales=[(0, 4.0, 0), (9, 2.0, 1)]).read(tmp_path / "run")
+    assert "as they must be where the forward pass is not finite" in the(run, "skipped_steps").sentence
+
+
 def test_many_single_skips_are_not_healthy(tmp_path):
     """One step in five: no run is long, but this is no search for a scale."""
     looks = [(step, 2.0**5, step // 5) for step in range(0, 500, 5)]
@@ -342,8 +364,9 @@ def test_gradients_that_leak_ask_for_a_higher_scale(tmp_path, scaling, action):
     assert (finding.severity, finding.action) == ("warning", action)
     assert finding.numbers["subnormal"].value == 1.0
     assert finding.numbers["cosine, at least"].value < 0.999
-    predicted = [number for name, number in finding.numbers.items() if name.endswith("(predicted)")]
-    assert 0 <= predicted[0].value <= 0.05
+    predicted = [number.value for name, number in finding.numbers.items() if name.endswith("(predicted)")]
+    assert 0 <= predicted[0] <= 0.05
+    assert predicted[1] == 1.0  # values near 2**-24 at a scale of 2**15: without it not one would be left
 
 
 def test_gradients_that_leak_while_others_are_at_the_limit_ask_for_bfloat16(tmp_path):

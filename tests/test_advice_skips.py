@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -40,6 +42,20 @@ def test_counts_and_scales():
 def test_the_longest_run_is_the_least_that_the_counts_allow(rows, longest, unrecovered):
     history = skip_history(looks(*rows), [])
     assert (history.longest_run, history.unrecovered) == (longest, unrecovered)
+
+
+@pytest.mark.parametrize(
+    ("scales", "bits"),
+    [
+        ([8.0, 4.0, 4.0, 4.0, 4.0], 0.0),  # settled in the first half
+        ([8.0, 8.0, 8.0, 4.0, 1.0], 3.0),
+        ([1.0, 2.0, 4.0, 8.0, 8.0], 0.0),  # grown
+        ([8.0, 8.0, 8.0, 1.0, 0.0], math.inf),
+        ([0.0, 0.0], 0.0),
+    ],
+)
+def test_how_far_the_scale_sank_in_the_second_half(scales, bits):
+    assert skip_history(looks(*((10 * i, scale, 0) for i, scale in enumerate(scales))), []).sunk_bits == bits
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -33,7 +33,7 @@ def test_help_lists_the_commands(capsys):
     assert main(["--help"]) == 0
     text = capsys.readouterr().out
     assert "lose precision" in text
-    assert "report  Print what the run in RUN_DIR shows." in text
+    assert "report   Print what the run in RUN_DIR shows." in text
 
 
 def test_version(capsys):

@@ -6,7 +6,8 @@ import os
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from collections import Counter
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 keras = pytest.importorskip("keras")
 mnist = load_demo("mnist")
+global_policy = load_demo("mnist").global_policy
 
 
 def test_digits_are_brought_to_the_size_of_mnist() -> None:
@@ -94,6 +96,73 @@ def test_registry_names_what_exists() -> None:
         assert callable(load_demo(name).load_data)
     with pytest.raises(OptionsError, match=r"Unknown demo 'minst'. Expected one of: mnist"):
         load_demo("minst")
+
+
+def layer_types(model: Any) -> Counter[str]:
+    return Counter(type(layer).__name__ for layer in model.layers)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_resnet18_has_four_stages_of_two_basic_blocks(policy: str) -> None:
+    model = load_demo("resnet18").build(policy, image_size=32, width=4)
+    types = layer_types(model)
+    # The stem, 16 convolutions in 8 blocks, and 3 shortcuts where the shape changes.
+    assert (types["Conv2D"], types["BatchNormalization"], types["Add"]) == (20, 20, 8)
+    widths = [layer.filters for layer in model.layers if layer.name.endswith("_2_conv")]
+    assert widths == [4, 4, 8, 8, 16, 16, 32, 32]
+    assert model.get_layer("stage4_block2_relu").output.shape == (None, 1, 1, 32)
+    assert model.get_layer("stage1_block1_1_conv").compute_dtype == policy.removeprefix("mixed_")
+    assert model.get_layer("probabilities").compute_dtype == "float32"
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (policy == "mixed_float16")
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_resnet18_is_the_known_one_at_its_full_size() -> None:
+    model = load_demo("resnet18").build("float32", image_size=224)
+    trainable = sum(int(np.prod(weight.shape)) for weight in model.trainable_weights)
+    assert trainable == 11_689_512 - 513_000 + 5_130  # torchvision's resnet18, with 10 classes instead of 1,000
+
+
+def test_resnet18_is_bounded_and_says_so_without_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tensorflow.config.list_physical_devices", lambda kind: [])
+    data = load_demo("resnet18").load_data()
+    assert data.x.shape == (192, 64, 64, 3)
+    assert (data.x.min(), data.x.max()) == (0.0, 1.0)
+    np.testing.assert_array_equal(data.x[..., 0], data.x[..., 2])
+    assert "real handwritten digits" in data.description
+    assert "on a CPU this is slow: the images are 64x64 instead of 224x224" in data.description
+    assert "stops after 6 steps" in data.description
+    monkeypatch.setattr("tensorflow.config.list_physical_devices", lambda kind: ["GPU:0"])
+    assert load_demo("resnet18")._size().image == 224
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_lstm_has_a_head_in_float32(policy: str) -> None:
+    model = load_demo("lstm").build(policy, units=8)
+    lstm, head = model.layers
+    assert (model.input_shape, lstm.units) == ((None, 100, 1), 8)
+    assert (lstm.compute_dtype, head.compute_dtype) == (policy.removeprefix("mixed_"), "float32")
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer) == (policy == "mixed_float16")
+
+
+def test_lstm_data_are_uniform_and_their_target_has_unit_variance() -> None:
+    data = load_demo("lstm").load_data()
+    assert (data.x.shape, data.x_test.shape) == ((2048, 100, 1), (512, 100, 1))
+    assert (data.x.min() >= 0, data.x.max() < 1) == (True, True)
+    assert abs(data.y.var() - 1) < 0.1  # by sampling: its standard error is 0.03
+    np.testing.assert_allclose(data.y[0], (data.x[0, 90:].mean() - 0.5) * np.sqrt(120), rtol=1e-5)  # of float32 sums
+
+
+def test_data_for_a_bench_are_full_batches_in_the_global_policy() -> None:
+    with global_policy("mixed_bfloat16"):
+        model, dataset = load_demo("resnet18").build_for_bench(batch_size=3, image_size=32, width=4)
+        assert model.get_layer("stem_conv").compute_dtype == "bfloat16"
+    assert [tuple(x.shape) for x, _ in dataset] == [(3, 32, 32, 3)] * 4
+    for name in ("mnist", "lstm"):
+        model, dataset = load_demo(name).build_for_bench(batch_size=64)
+        assert model.compiled
+        assert model.compute_dtype == "float32"
+        assert {x.shape[0] for x, _ in dataset} == {64}
 
 
 @pytest.fixture

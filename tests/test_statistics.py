@@ -32,8 +32,8 @@ def every_value(name: str) -> np.ndarray:
     if dtype.itemsize <= 2:
         return np.arange(2 ** (8 * dtype.itemsize), dtype=f"u{dtype.itemsize}").view(dtype)
     patterns = np.arange(0, 2**32, 2**16 - 1, dtype=np.uint64).astype(np.uint32)
-    ends = np.float32(np.finfo(np.float32).max) * np.float32([1, -1, np.inf, -np.inf, np.nan])
-    return np.concatenate([patterns.view(np.float32), ends, np.float32([0.0, -0.0])])
+    ends = np.finfo(np.float32).max * np.array([1, -1, np.inf, -np.inf, np.nan], np.float32)
+    return np.concatenate([patterns.view(np.float32), ends, np.array([0.0, -0.0], np.float32)])
 
 
 def counted_by_exponent(values: np.ndarray) -> list[int]:

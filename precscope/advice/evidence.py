@@ -190,6 +190,5 @@ class Evidence:
 
 def _spread(samples: Indices, most: int) -> Indices:
     """Return at most `most` of `samples`, the first and the last among them, evenly spread."""
-    return (
-        samples[np.unique(np.linspace(0, len(samples) - 1, most).round().astype(np.intp))] if len(samples) else samples
-    )
+    places = np.linspace(0, max(len(samples) - 1, 0), most).round().astype(np.intp)
+    return samples[np.unique(places)] if len(samples) else samples

@@ -63,8 +63,8 @@ def gradient_leak(evidence: Evidence) -> Iterator[Finding]:
     subnormal. Most such values do not matter, so this is a remark unless the median value is subnormal *and* the
     gradient as a whole may have turned. How far is bounded from what was seen: a stored value below the smallest
     normal is off by at most half the smallest subnormal, and so is a zero, were it a flushed value; the bound takes
-    all of them to be off by that much. What another loss scale would change is predicted from the histogram. If all
-    gradients have room, raise the scale; if not, use bfloat16.
+    all of them to be off by that much. What another loss scale would change is predicted from the histogram: a higher
+    one, and none at all. If all gradients have room, raise the scale; if not, use bfloat16.
     """
     leaks = sorted(_leaks(evidence), key=lambda leak: (leak.cosine >= evidence.thresholds.gradient_cosine, -leak.share))
     noted = [leak for leak in leaks if leak.share > evidence.thresholds.subnormal_share_info]
@@ -114,6 +114,7 @@ def _leak_finding(evidence: Evidence, leaks: list[_Leak]) -> Finding:
     }
     if raised:
         numbers[f"subnormal at {2**raised:,} times the scale (predicted)"] = Number(predicted, None, "share")
+    numbers |= _without_scaling(evidence, worst.tensor)
     return Finding(
         id="gradient_leak",
         layer=worst.tensor.layer,
@@ -125,7 +126,7 @@ def _leak_finding(evidence: Evidence, leaks: list[_Leak]) -> Finding:
             f"{share(worst.share)} of the non-zero gradient values at {quoted(worst.tensor.layer)} are subnormal, so "
             f"float16 keeps few of their digits"
             + (f"; {counted(others, 'more layer')} above {share(limits.subnormal_share_info)}." if others else ".")
-            + ("" if harmful else " Too small to turn the gradient.")
+            + ("" if harmful else " They are too small to turn the gradient as a whole.")
         ),
     )
 
@@ -144,6 +145,16 @@ def _room_bits(evidence: Evidence) -> int:
     ]
     bits = _FLOAT16.headroom_bits(evidence.highest(tensors, evidence.at_current_scale))
     return 0 if bits is None else max(0, math.floor(bits - 1))
+
+
+def _without_scaling(evidence: Evidence, tensor: TensorRecord) -> dict[str, Number]:
+    """Return the least share that would be zero without loss scaling; nothing where the scale is unknown."""
+    scale = evidence.samples[-1].loss_scale
+    if not scale:
+        return {}
+    answer = what_if(evidence.histograms(evidence.at_current_scale)[tensor.index], _FLOAT16, scale_ratio=1 / scale)
+    flushed = int(answer.flushed.lower) / max(int(answer.nonzero), 1)
+    return {"flushed without loss scaling, at least (predicted)": Number(flushed, None, "share")}
 
 
 def _prediction(evidence: Evidence, tensor: TensorRecord, room_bits: int) -> tuple[int, float]:

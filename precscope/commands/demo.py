@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from precscope.probes.demos import DEMOS, POLICIES, DemoData, load_demo
+from precscope.probes.demos import BENCH_STEPS, DEMOS, POLICIES, DemoData, load_demo
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,12 +27,25 @@ _SEED = 0
 @click.option("--policy", type=click.Choice(POLICIES), default=POLICIES[0], show_default=True, help="The dtype policy.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the data.  [default: as many as fit a minute]")
 @click.option("--overwrite", is_flag=True, help="Replace the run that the directory holds.")
-def demo(name: str, run_dir: Path | None, policy: str, epochs: int | None, overwrite: bool) -> None:
+@click.option("--bench", "in_all_policies", is_flag=True, help="Measure its step time under all policies instead.")
+def demo(
+    name: str, run_dir: Path | None, policy: str, epochs: int | None, overwrite: bool, in_all_policies: bool
+) -> None:
     """Train a small model under the profiler, then print its report.
 
-    mnist: a multilayer perceptron on MNIST, or on real digits that come with PrecScope where there is no network.
-    It takes about a minute on two CPU cores.
+    mnist: a multilayer perceptron on MNIST, or on real digits that come with PrecScope where there is no network. It
+    takes about a minute on two CPU cores.
+
+    resnet18: ResNet-18 on real digits brought to 224x224x3. On a CPU, where it is slow, six steps at 64x64x3.
+
+    lstm: an LSTM on sequences of 100 random values, of which it learns the mean of the last ten.
     """
+    if in_all_policies:
+        from precscope.commands.bench import bench_and_print
+
+        bench_and_print(f"{DEMOS[name]}:build_for_bench", steps=BENCH_STEPS[name])
+        return
+
     from precscope.probes.tensorflow_startup import load_tensorflow
 
     click.echo("Loading TensorFlow ...")

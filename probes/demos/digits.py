@@ -15,10 +15,13 @@ __all__ = ["load_digits", "resize_bilinear"]
 _SOURCE_MAX = 16  # each pixel counts the black ones in a block of 4 x 4
 
 
-def load_digits(size: int = 28) -> tuple[NDArray[np.uint8], NDArray[np.integer[Any]]]:
-    """Return the 1,797 digits: images uint8 [1797, size, size] in 0..255, brought up from 8x8, and labels [1797]."""
+def load_digits(size: int = 28, most: int | None = None) -> tuple[NDArray[np.uint8], NDArray[np.integer[Any]]]:
+    """Return the 1,797 digits, or the first `most` of them.
+
+    Images are uint8 [1797, size, size] in 0..255, brought up from 8x8; labels [1797].
+    """
     with resources.files("precscope.probes.demos").joinpath("digits.npz").open("rb") as file, np.load(file) as arrays:
-        images, labels = arrays["images"], arrays["labels"]
+        images, labels = arrays["images"][:most], arrays["labels"][:most]
     scaled = resize_bilinear(images.astype(np.float64), size) * (255 / _SOURCE_MAX)
     return np.rint(scaled).astype(np.uint8), labels
 

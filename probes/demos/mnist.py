@@ -10,14 +10,16 @@ import keras
 import numpy as np
 
 from precscope.probes.demos import DemoData
+from precscope.probes.demos.building import batches, compile_in, global_policy
 from precscope.probes.demos.digits import load_digits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    import tensorflow as tf
     from numpy.typing import NDArray
 
-__all__ = ["BATCH_SIZE", "VALIDATION_SPLIT", "build", "load_data"]
+__all__ = ["BATCH_SIZE", "VALIDATION_SPLIT", "build", "build_for_bench", "load_data"]
 
 BATCH_SIZE = 32
 VALIDATION_SPLIT = 0.1
@@ -32,7 +34,7 @@ def build(policy: str = "mixed_float16") -> keras.Model:
     float16 gets Adam in a dynamic LossScaleOptimizer. The softmax head stays in the policy's dtype, which a careful
     user would not do: what that costs is for the report to show.
     """
-    with _global_policy(policy):
+    with global_policy(policy):
         model = keras.Sequential(
             [
                 keras.Input((28, 28)),
@@ -43,11 +45,7 @@ def build(policy: str = "mixed_float16") -> keras.Model:
             ],
             name="mnist_mlp",
         )
-        optimizer = keras.optimizers.Adam()
-        if policy == "mixed_float16":
-            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-        model.compile(optimizer, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
-    return model
+        return compile_in(policy, model, loss="sparse_categorical_crossentropy", metrics=["accuracy"])
 
 
 def load_data(network_timeout_s: float = _NETWORK_TIMEOUT_S) -> DemoData:
@@ -67,6 +65,12 @@ def load_data(network_timeout_s: float = _NETWORK_TIMEOUT_S) -> DemoData:
     return DemoData(description, _unit(x), y, _unit(x_test), y_test, epochs=3)
 
 
+def build_for_bench(batch_size: int = BATCH_SIZE) -> tuple[keras.Model, tf.data.Dataset]:
+    """Return the compiled model in Keras' global dtype policy, and batches of the digits; no network is asked."""
+    images, labels = load_digits()
+    return build(keras.config.dtype_policy().name), batches(_unit(images), labels, batch_size)
+
+
 def _digits(reason: str) -> DemoData:
     images, labels = load_digits()
     x, y = _unit(images), labels
@@ -81,17 +85,6 @@ def _digits(reason: str) -> DemoData:
 def _unit(images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """Bring pixels of 0..255 to 0..1."""
     return images.astype(np.float32) / np.float32(255)
-
-
-@contextmanager
-def _global_policy(policy: str) -> Iterator[None]:
-    """Build a model in `policy` as users do, and leave Keras' global policy as it was."""
-    previous = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(previous)
 
 
 @contextmanager

@@ -1,0 +1,48 @@
+"""Updates that were lost: the weight had a gradient, and the step left it as it was."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from precscope.probes.statistic import bucket_size
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["count_lost_updates"]
+
+
+def count_lost_updates(steps: Sequence[tuple[Any, Any, Any]]) -> Any:
+    """Count, for each (weight before, weight after, gradient), updates and lost updates: int64 [len(steps), 2].
+
+    An update is an element with a non-zero gradient (NaN and infinities among them); it is lost where the weight is
+    equal before and after. Tensors of one size are counted together, since each count is a kernel on a GPU.
+    """
+    sizes = [bucket_size(int(np.prod(before.shape.as_list(), dtype=np.int64))) for before, _, _ in steps]
+    order: list[int] = []
+    parts = []
+    for size in sorted(set(sizes)):
+        chosen = [index for index, other in enumerate(sizes) if other == size]
+        order += chosen
+        before, after, gradient = (
+            tf.stack([_padded(steps[index][position], size) for index in chosen]) for position in range(3)
+        )
+        parts.append(_count(before, after, gradient))
+    return tf.gather(tf.concat(parts, 0), np.argsort(order))
+
+
+def _padded(x: Any, size: int) -> Any:
+    """Return `x` flat in float32, to which every weight's dtype casts without rounding, with zeros up to `size`."""
+    flat = tf.cast(tf.reshape(x, [-1]), tf.float32)
+    return tf.pad(flat, [[0, size - flat.shape[0]]])
+
+
+def _count(before: Any, after: Any, gradient: Any) -> Any:
+    # Bits, not values: a comparison may take a subnormal gradient for zero.
+    magnitude = tf.bitwise.bitwise_and(tf.bitcast(gradient, tf.int32), 2**31 - 1)
+    updates = magnitude > 0
+    lost = updates & tf.equal(tf.bitcast(before, tf.int32), tf.bitcast(after, tf.int32))
+    return tf.stack([tf.cast(tf.reduce_sum(tf.cast(flag, tf.int32), 1), tf.int64) for flag in (updates, lost)], 1)
