@@ -77,10 +77,12 @@ class Case:
         return time.perf_counter() - start
 
     def reset_peak(self) -> None:
+        """Let the allocator count its peak anew."""
         if self.gpu:
             self.tf.config.experimental.reset_memory_stats("GPU:0")
 
     def peak_bytes(self) -> int | None:
+        """Return the allocator's peak on a GPU, None on a CPU."""
         return self.tf.config.experimental.get_memory_info("GPU:0")["peak"] if self.gpu else None
 
     def plain_steps(self, steps: int) -> list[float]:

@@ -180,7 +180,8 @@ def _histogram_subset(values: NDArray[np.float64]) -> NDArray[np.float64]:
     if stride == 1:
         return values
     indices = np.arange(values.size)
-    return values[indices // BLOCK % stride == 0]
+    chosen: NDArray[np.float64] = values[indices // BLOCK % stride == 0]
+    return chosen
 
 
 def _exponent_histogram(values: NDArray[np.float64]) -> NDArray[np.uint64]:

@@ -132,7 +132,7 @@ def build_train_function(model: Any, step: Callable[[Any], Any]) -> Callable[[An
     undo_make = set_instance_attribute(model, "make_train_function", type(model).make_train_function.__get__(model))
     try:
         model.make_train_function(force=True)
-        return model.train_function  # type: ignore[no-any-return]
+        return model.train_function
     finally:
         undo()
         undo_make()

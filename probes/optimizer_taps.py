@@ -67,7 +67,7 @@ class OptimizerTaps:
         counter = keras_internals.update_counter(optimizer)
         # identity: what is read must be the value before the update, whatever runs when.
         before, scale = tf.identity(counter), _identity(keras_internals.loss_scale(optimizer))
-        named = [(index, name) for index, v in enumerate(variables) if (name := self._names(v)) is not None]
+        named = [(index, owned) for index, v in enumerate(variables) if (owned := self._names(v)) is not None]
         weights: dict[int, Any] = {}
         for index, (layer, name) in named:
             if self._gradients:

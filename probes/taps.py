@@ -155,12 +155,11 @@ class LayerTaps:
             plan.no_gradient = "inside a loop only the forward pass can be recorded"
             return tensor if plan.unseen else recorder.record(forward, tensor)
 
-        @tf.custom_gradient
         def tap(x: Any) -> Any:
             x = x if plan.unseen else recorder.record(forward, x)
             return tf.identity(x), lambda gradient: _tap_gradient(recorder, backward, plan, gradient)
 
-        return _keep_mask(tensor, tap(tensor))
+        return _keep_mask(tensor, tf.custom_gradient(tap)(tensor))
 
 
 def _tap_gradient(recorder: Recorder, key: TensorKey, plan: TapPlan, gradient: Any) -> Any:

@@ -28,6 +28,10 @@ def mlp(policy: str = "float32", features: int = 6, **compile_arguments: Any) ->
     optimizer: Any = keras.optimizers.Adam(0.01)
     if policy == "mixed_float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
-    arguments: dict[str, Any] = {"optimizer": optimizer, "loss": "sparse_categorical_crossentropy", "jit_compile": False}
+    arguments: dict[str, Any] = {
+        "optimizer": optimizer,
+        "loss": "sparse_categorical_crossentropy",
+        "jit_compile": False,
+    }
     model.compile(**(arguments | compile_arguments))
     return model

@@ -173,7 +173,7 @@ def statistics_of(tmp_path: Path, *tensors: NDArray[np.generic], **changes: floa
 
 
 def test_statistics_are_those_of_the_reference(tmp_path: Path):
-    tensors = [
+    tensors: list[Any] = [
         np.array([1.5, -2.0, 0.0, 6e-8], np.float16),
         np.array([np.inf, -np.inf, np.nan, 3.0], np.float32),
         np.array([0.0, -0.0], np.float16),
@@ -181,7 +181,7 @@ def test_statistics_are_those_of_the_reference(tmp_path: Path):
     run = statistics_of(tmp_path, *tensors)
     for index, tensor in enumerate(tensors):
         expected = describe(tensor)
-        in_float32 = {
+        in_float32: dict[str, Any] = {
             name: None if (value := getattr(expected, name)) is None else float(np.float32(value))
             for name in ("min", "max", "smallest_nonzero", "mean", "rms")
         }
