@@ -82,7 +82,7 @@ def test_a_shared_layer_has_one_row_for_all_its_calls(tmp_path: Path, jit: bool)
 
 
 def test_every_output_of_a_layer_is_recorded(tmp_path: Path) -> None:
-    class Split(layers.Layer):
+    class Split(keras.layers.Layer):
         def call(self, x: Any) -> dict[str, Any]:
             return {"double": 2 * x, "where": keras.ops.argmax(x, axis=-1), "half": x / 2}
 
@@ -152,7 +152,7 @@ def test_kinds_can_be_switched_off(tmp_path: Path) -> None:
 
 
 def test_a_users_own_function_is_not_recorded_inside_and_stays_clean(tmp_path: Path) -> None:
-    class Inner(layers.Layer):
+    class Inner(keras.layers.Layer):
         def __init__(self) -> None:
             super().__init__(name="inner")
             self.dense = layers.Dense(4)
