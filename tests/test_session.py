@@ -175,10 +175,11 @@ def test_lost_updates_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["eager", "steps_per_execution", "train_on_batch", "validation_and_epochs"])
 def test_ways_to_train(tmp_path: Path, untouched: Watched, mode: str) -> None:
-    arguments: dict[str, Any] = {"eager": {"run_eagerly": True}, "steps_per_execution": {"steps_per_execution": 3}}.get(
-        mode, {}
-    )
-    model = mlp("mixed_float16", **arguments)
+    compile_arguments: dict[str, dict[str, Any]] = {
+        "eager": {"run_eagerly": True},
+        "steps_per_execution": {"steps_per_execution": 3},
+    }
+    model = mlp("mixed_float16", **compile_arguments.get(mode, {}))
     untouched.append(model)
     x, y = data(100)  # 12 batches of 8 and one of 4
     with precscope.profile(model, tmp_path / "run", every=3, **QUIET):
