@@ -62,8 +62,12 @@ class InstrumentedStep:
             return result
         if loop.is_profiled() or not loop.is_sample_due:
             return self.plain(*args, **kwargs)
-        recorder, probed = self._prepare()
-        return loop.run(recorder, lambda: probed(*args, **kwargs), lambda: self.plain(*args, **kwargs), count=False)
+
+        def prepare() -> tuple[Recorder, Callable[[], Any]]:
+            recorder, probed = self._prepare()
+            return recorder, lambda: probed(*args, **kwargs)
+
+        return loop.run(prepare, lambda: self.plain(*args, **kwargs), count=False)
 
     def _prepare(self) -> tuple[Recorder, Callable[..., Any]]:
         if self._recorder is None or self._probed is None:

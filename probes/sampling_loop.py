@@ -162,30 +162,34 @@ class SamplingLoop:
 
     def run(
         self,
-        recorder: Recorder,
-        probed: Callable[[], Any],
+        prepare: Callable[[], tuple[Recorder, Callable[[], Any]]],
         plain: Callable[[], Any],
         steps: int = 1,
         count: bool = True,
     ) -> Any:
-        """Run `steps` train steps probed and keep what they gave; return what `probed` (or `plain`) returned.
+        """Run `steps` train steps probed and keep what they gave; return what the step returned.
+
+        Whatever fails here is not the training's: probes are switched off, and the step is run plain.
 
         Args:
-            recorder: What the taps in `probed` write to.
-            probed: Runs the steps with taps.
-            plain: Runs them without, should `probed` fail.
+            prepare: Returns what the taps write to, and what runs the steps with taps.
+            plain: Runs the steps without, should that fail.
             steps: How many train steps one call makes.
             count: Whether to count them here; a custom loop counts its steps itself.
         """
         self.measure_plain_steps()
         memory_bytes = self.read_memory()
-        traces, start_ns = recorder.traces, self._clock_ns()
+        start_ns = self._clock_ns()
+        first_step = self.steps_seen
+        try:
+            recorder, probed = prepare()
+        except Exception as error:
+            return self._run_plain(error, plain, steps, count)
+        traces = recorder.traces
         try:
             recorder.prepare()
             result = probed()
             self.wait_for_device()
-            stepped_ns = self._clock_ns()
-            reading = recorder.read()
         except StopIteration:  # Keras' way to say that the epoch is over
             recorder.cancel()
             raise
@@ -193,19 +197,30 @@ class SamplingLoop:
             recorder.cancel()
             if "IteratorGetNext" in str(error):  # the user's data failed, not the probes
                 raise
-            # Whatever it was: the training that we watch goes on; if the error is its own, the plain step raises it.
+            return self._run_plain(error, plain, steps, count)
+        stepped_ns = self._clock_ns()
+        self.steps_seen += steps if count else 0
+        try:
+            reading = recorder.read()
+            read_ns = self._clock_ns()
+            sampled = SampledStep(first_step + steps - 1, reading, stepped_ns - start_ns, memory_bytes)
+            self._keep(sampled)
+            times_ns = (start_ns, stepped_ns, read_ns, self._clock_ns())
+            self._account(sampled.step, steps, recorder.traces > traces, times_ns)
+        except Exception as error:  # the step itself is done
             self.switch_off()
             self._failed(error)
-            result = plain()
-            self.steps_seen += steps if count else 0
-            self.open_window(self.steps_seen if count else self.steps_seen + steps)
-            return result
-        read_ns = self._clock_ns()
-        sampled = SampledStep(self.steps_seen + steps - 1, reading, stepped_ns - start_ns, memory_bytes)
+        self.open_window(first_step + steps)
+        return result
+
+    def _run_plain(self, error: Exception, plain: Callable[[], Any], steps: int, count: bool) -> Any:
+        """Go on without probes after `error`; if it is the training's own, the plain step raises it."""
+        self.switch_off()
+        self._failed(error)
+        first_step = self.steps_seen
+        result = plain()
         self.steps_seen += steps if count else 0
-        self._keep(sampled)
-        self._account(sampled.step, steps, recorder.traces > traces, (start_ns, stepped_ns, read_ns, self._clock_ns()))
-        self.open_window(sampled.step + 1)
+        self.open_window(first_step + steps)
         return result
 
     def measure_plain_steps(self) -> None:

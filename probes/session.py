@@ -133,6 +133,8 @@ class Session:
             self._flush()
             self._poll()
             self._tell_of_silence(status)
+        except Exception as failure:  # a device that is gone, say: the training's own exception must go on
+            self._tell("warning", f"how the run ended could not be recorded: {type(failure).__name__}: {failure}")
         finally:
             self._measurements.close()
             self._keeper.close(status, reason, self._loop.costs.records())

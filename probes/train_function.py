@@ -129,8 +129,11 @@ class ChoosingTrainFunction:
         return self._run(lambda function: function(iterator))
 
     def _run(self, call: Callable[[Callable[[Any], Any]], Any]) -> Any:
-        recorder, probed = self._prepare()
-        return self._loop.run(recorder, lambda: call(probed), lambda: call(self.plain), self._steps)
+        def prepare() -> tuple[Recorder, Callable[[], Any]]:
+            recorder, probed = self._prepare()
+            return recorder, lambda: call(probed)
+
+        return self._loop.run(prepare, lambda: call(self.plain), self._steps)
 
     def _is_last_of_epoch(self) -> bool:
         """Tell whether this may be a smaller batch, which would be compiled once more for one step in an epoch."""

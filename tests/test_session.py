@@ -301,13 +301,17 @@ def test_a_function_traced_before_is_told_and_stays_clean(tmp_path: Path) -> Non
     assert not any("precscope" in name for name in names)
 
 
+@pytest.mark.parametrize(
+    "part",
+    ["recorder.Recorder.record", "recorder.Recorder.read", "train_function.probed_step", "keeper.Keeper.keep_sample"],
+)
 def test_a_failing_probe_is_switched_off_and_the_training_goes_on(
-    tmp_path: Path, untouched: Watched, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, untouched: Watched, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("the probe is broken on purpose")
 
-    monkeypatch.setattr("precscope.probes.recorder.Recorder.record", broken)
+    monkeypatch.setattr(f"precscope.probes.{part}", broken)
     model = mlp("mixed_float16")
     untouched.append(model)
     with pytest.warns(PrecScopeWarning, match="broken on purpose"):
@@ -406,7 +410,7 @@ def test_the_budget_spaces_the_samples() -> None:
             step(1)
             loop.steps_seen += 1
         else:
-            loop.run(recorder, lambda: step(4), lambda: step(1))
+            loop.run(lambda: (recorder, lambda: step(4)), lambda: step(1))
     costs = {cost.kind: cost for cost in loop.costs.records()}
     first_ns = 4_000_000  # there is no plain step yet to compare the first sample with
     assert costs["step"].time_ns - first_ns <= 0.02 * 5_000 * 1_000_000
