@@ -52,7 +52,7 @@ class InstrumentedStep:
         """Run one train step."""
         self._advance(self)
         loop = self._loop
-        if loop.steps_seen < loop.next_step:
+        if self._warm and loop.steps_seen < loop.next_step:
             return self.plain(*args, **kwargs)
         if not (self._warm and self._ready()):
             loop.skip()

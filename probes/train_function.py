@@ -90,7 +90,7 @@ class ChoosingTrainFunction:
         loop = self._loop
         if iterator is not self._iterator() and isinstance(iterator, tf.data.Iterator):
             return self._first_of_epoch(iterator)
-        if loop.steps_seen < loop.next_step:
+        if self._warm and loop.steps_seen < loop.next_step:
             result = self.plain(iterator)
             loop.steps_seen += self._steps
             return result

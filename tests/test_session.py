@@ -199,6 +199,11 @@ def test_ways_to_train(tmp_path: Path, untouched: Watched, mode: str) -> None:
         assert run.loss_scales[-1].step == steps
 
 
+def test_the_first_due_step_is_sampled_once_the_plain_one_has_run(tmp_path: Path) -> None:
+    train(mlp(), 20, tmp_path / "run", start=5, every=6)
+    assert [sample.step for sample in precscope.open_run(tmp_path / "run").samples] == [5, 11, 17]
+
+
 def test_two_fits_and_a_new_compile_in_one_session(tmp_path: Path) -> None:
     model = mlp("mixed_float16")
     x, y = data(64)

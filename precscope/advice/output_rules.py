@@ -65,11 +65,12 @@ def output_in_16_bits(evidence: Evidence) -> Iterator[Finding]:
             continue
         tiny = max(_tiny_probabilities(evidence, tensor) for tensor in tensors)
         harmed = tiny > limit and _overflowed_early(evidence, name)
-        detail = (
-            f"{share(tiny)} of its probabilities are zero or subnormal, and its gradient overflowed."
-            if harmed
-            else "No harm was seen."
-        )
+        if harmed:
+            detail = f"{share(tiny)} of its probabilities are zero or subnormal, and its gradient overflowed."
+        elif _holds_nonfinite(evidence, tensors):
+            detail = "It held infinities or NaN: see the other findings."
+        else:
+            detail = "No harm was seen."
         yield Finding(
             id="output_in_16_bits",
             layer=name,
@@ -87,6 +88,11 @@ def _overflowed_early(evidence: Evidence, layer: str) -> bool:
     samples = [int(i) for source in evidence.backward_sources if source.layer == layer for i in source.samples]
     scales = [evidence.samples[sample].loss_scale for sample in samples]
     return any(first is None or scale is None or scale <= first for scale in scales)
+
+
+def _holds_nonfinite(evidence: Evidence, tensors: list[TensorRecord]) -> bool:
+    kinds = ("positive_infinities", "negative_infinities", "nans")
+    return any(evidence.total(evidence.counts(kind), tensors) for kind in kinds)
 
 
 def _in_16_bits(evidence: Evidence, layer: str) -> list[TensorRecord]:
