@@ -211,7 +211,7 @@ def test_an_exception_inside_the_window(tmp_path: Path) -> None:
     assert run.profiled_window is None
     assert len(run.device_samples) >= 1
     assert [n.message for n in run.notices if n.source == "profiler"] == [
-        "the run ended inside the profiled window (2 of 5 steps): op time was not recorded"
+        "the run ended inside the profiled window (3 of 5 steps): op time was not recorded"
     ]
 
 
