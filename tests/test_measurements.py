@@ -128,7 +128,9 @@ def test_samples_are_kept_clear_of(tmp_path: Path) -> None:
 
 def test_a_run_that_ends_before_the_window_says_so_without_a_notice(tmp_path: Path) -> None:
     run = fit(tmp_path / "run", epochs=1, steps=6)
-    assert (run.profiled_window, run.op_times, run.layer_times(), run.notices) == (None, (), (), ())
+    assert (run.profiled_window, run.op_times, run.layer_times()) == (None, (), ())
+    # A busy machine may make the device sampler say that it looks less often; the profiler has nothing to say.
+    assert [notice for notice in run.notices if notice.source != "devices"] == []
     assert ops_row(run) == "– not measured: the run ended before step 20"
 
 
