@@ -21,7 +21,7 @@ def count_lost_updates(steps: Sequence[tuple[Any, Any, Any]]) -> Any:
     An update is an element with a non-zero gradient (NaN and infinities among them); it is lost where the weight is
     equal before and after. Tensors of one size are counted together, since each count is a kernel on a GPU.
     """
-    sizes = [bucket_size(int(np.prod(before.shape.as_list(), dtype=np.int64))) for before, _, _ in steps]
+    sizes = [bucket_size(before.shape.num_elements()) for before, _, _ in steps]
     order: list[int] = []
     parts = []
     for size in sorted(set(sizes)):

@@ -71,10 +71,6 @@ class _Waiting:
     tensor: Any
     dtype: str
 
-    @property
-    def size(self) -> int:
-        return int(np.prod(self.tensor.shape.as_list(), dtype=np.int64))
-
 
 @dataclass(frozen=True)
 class Reading:
@@ -310,7 +306,7 @@ def _finished_parts(parts: list[Any]) -> dict[int, Any]:
     groups: dict[tuple[int, str], list[_Waiting]] = {}
     for part in parts:
         if isinstance(part, _Waiting):
-            groups.setdefault((bucket_size(part.size), part.dtype), []).append(part)
+            groups.setdefault((bucket_size(part.tensor.shape.num_elements()), part.dtype), []).append(part)
     owners: list[Any] = [part for part in parts if isinstance(part, Partials)]
     partials = list(owners)
     for (_, dtype), group in groups.items():

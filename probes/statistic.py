@@ -121,7 +121,7 @@ def partial_statistics(x: Any, float_format: FloatFormat, count: Any = None, bat
 
 def partial_statistics_of_many(tensors: Sequence[Any], float_format: FloatFormat) -> Partials:
     """Return the partial statistics of several tensors of known size and one `bucket_size`, in one go."""
-    sizes = np.array([int(np.prod(x.shape.as_list(), dtype=np.int64)) for x in tensors], np.int64)
+    sizes = np.array([x.shape.num_elements() for x in tensors], np.int64)
     stacked = tf.stack([pad_to_bucket(x) for x in tensors])
     length = int(stacked.shape[1])
     rows = _rows_for(length)
