@@ -3,9 +3,10 @@
     python benchmarks/overhead.py --case resnet50 --out overhead.jsonl
     python benchmarks/overhead.py --table overhead.jsonl          # the table in docs/benchmarks.md
 
-Each case runs in one process: plain steps first, then a training without PrecScope, then one under it with the default
-budget, whose samples give the probed step. Ratios are taken within that process; compiling is reported apart. The data
-is one random batch, repeated, so that no input pipeline takes part.
+Each case runs in one process: plain steps first, then trainings without PrecScope and under a session whose samples
+never come due, in turns; then, for each selection of layers, a training without PrecScope and one under it with the
+default budget, whose samples give the probed step. Ratios are taken within that process; compiling is reported apart.
+The data is one random batch, repeated, so that no input pipeline takes part.
 """
 
 from __future__ import annotations
@@ -16,10 +17,14 @@ import platform
 import statistics
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -67,12 +72,15 @@ class Case:
         self.model.compile("adam", "sparse_categorical_crossentropy", jit_compile="auto" if name == "lstm" else True)
         x = tf.random.stateless_uniform(shape, [1, 2])
         y = tf.random.stateless_uniform(shape[:1], [3, 4], 0, classes, tf.int32)
-        self.data = tf.data.Dataset.from_tensors((x, y)).repeat().prefetch(4)
+        options = tf.data.Options()
+        # Its autotuner's thread can miss that an iterator goes, which then takes a second; with or without PrecScope.
+        options.autotune.enabled = False
+        self.data = tf.data.Dataset.from_tensors((x, y)).repeat().prefetch(4).with_options(options)
 
-    def fit(self, steps: int) -> float:
+    def fit(self, steps: int, callbacks: Sequence[Any] = ()) -> float:
         """Train `steps` steps and return the seconds that took, the device included."""
         start = time.perf_counter()
-        self.model.fit(self.data, steps_per_epoch=steps, epochs=1, verbose=0)
+        self.model.fit(self.data, steps_per_epoch=steps, epochs=1, verbose=0, callbacks=list(callbacks))
         self.model.optimizer.iterations.numpy()
         return time.perf_counter() - start
 
@@ -96,17 +104,35 @@ class Case:
             times.append(time.perf_counter() - start)
         return times
 
+    def unsampled(self, steps: int, turns: int = 7) -> dict[str, Any]:
+        """Train without PrecScope and under a session whose samples never come due, in turns."""
+        import precscope
+
+        seconds: dict[bool, list[float]] = {False: [], True: []}
+        options = known({"start": 10**9, "profile_steps": 0, "device_interval_s": 0.0, "reference": 0})
+        for turn in range(2 * turns):
+            watched = turn % 4 in (1, 2)  # without, with, with, without: drift cancels
+            with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+                if watched:
+                    stack.enter_context(precscope.profile(self.model, Path(folder) / "run", **options))
+                seconds[watched].append(self.fit(steps))
+        ratios = [under / without for without, under in zip(seconds[False], seconds[True], strict=True)]
+        return {"unsampled_ratio": statistics.median(ratios), "unsampled_ratios": ratios, "unsampled_steps": steps}
+
     def profiled(self, steps: int, options: dict[str, Any]) -> dict[str, Any]:
         """Train `steps` steps without PrecScope, then as many with its default budget, and return what that cost."""
         import precscope
 
         without_s = self.fit(steps)
-        self.reset_peak()
+        # The plain peak leaves out what compiling takes to try kernels, so this one does too (sampled at step 1).
+        after_compile = self.keras.callbacks.LambdaCallback(
+            on_train_batch_end=lambda batch, logs: self.reset_peak() if batch == 3 else None
+        )
         with tempfile.TemporaryDirectory() as folder:
             # Time and memory sampling are measured by scripts of their own.
-            options = options | {"profile_steps": 0, "device_interval_s": 0.0}
+            options = options | {"profile_steps": 0, "device_interval_s": 0.0, "reference": 0}
             with precscope.profile(self.model, Path(folder) / "run", **known(options)):
-                profiled_s = self.fit(steps)
+                profiled_s = self.fit(steps, [after_compile])
             run = precscope.open_run(Path(folder) / "run")
         costs = {cost.kind: cost for cost in run.costs}
         compile_s = costs["compile"].time_ns / 1e9
@@ -135,8 +161,10 @@ def known(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in names}
 
 
-def measure(name: str, policy: str, selection: str, small: bool, total_steps: int) -> dict[str, Any]:
-    """Run one case and return one record of it."""
+def measure(
+    name: str, policy: str, selections: Sequence[str], small: bool, total_steps: int
+) -> Iterator[dict[str, Any]]:
+    """Run one case and yield one record of it for each selection of layers."""
     import keras
     import tensorflow as tf
 
@@ -148,7 +176,6 @@ def measure(name: str, policy: str, selection: str, small: bool, total_steps: in
     record: dict[str, Any] = {
         "case": name,
         "policy": policy,
-        "layers": selection,
         "device": device_name(tf),
         "versions": f"TensorFlow {tf.__version__}, Keras {keras.__version__}, Python {platform.python_version()}",
         "plain_compile_s": compile_s,
@@ -157,8 +184,10 @@ def measure(name: str, policy: str, selection: str, small: bool, total_steps: in
         "plain_peak_bytes": case.peak_bytes(),
     }
     print(json.dumps(record), flush=True)
-    record |= case.profiled(total_steps, SELECTIONS[selection])
-    return record
+    record |= case.unsampled(max(total_steps // 8, 20))
+    print(json.dumps(record), flush=True)
+    for selection in selections:
+        yield record | {"layers": selection} | case.profiled(total_steps, SELECTIONS[selection])
 
 
 def device_name(tf: Any) -> str:
@@ -193,23 +222,29 @@ def table(records: list[dict[str, Any]]) -> str:
 @click.command()
 @click.option("--case", type=click.Choice(list(CASES)), default="mlp", show_default=True)
 @click.option("--policy", type=click.Choice(POLICIES), default="mixed_float16", show_default=True)
-@click.option("--layers", type=click.Choice(list(SELECTIONS)), default="all", show_default=True)
+@click.option("--layers", type=click.Choice(list(SELECTIONS)), multiple=True, default=["all"], show_default=True)
 @click.option("--total-steps", default=2000, show_default=True, help="Steps of the whole training.")
 @click.option("--small", is_flag=True, help="Small inputs, to try the script on a CPU.")
 @click.option("--out", type=click.Path(path_type=Path), help="Append the record to this file of JSON lines.")
 @click.option("--table", "table_of", type=click.Path(path_type=Path, exists=True), help="Print this file as a table.")
 def main(
-    case: str, policy: str, layers: str, total_steps: int, small: bool, out: Path | None, table_of: Path | None
+    case: str,
+    policy: str,
+    layers: tuple[str, ...],
+    total_steps: int,
+    small: bool,
+    out: Path | None,
+    table_of: Path | None,
 ) -> None:
     """Measure one case, or print measured cases as a table."""
     if table_of is not None:
         print(table([json.loads(line) for line in table_of.read_text().splitlines() if line.strip()]))
         return
-    record = measure(case, policy, layers, small, total_steps)
-    print(json.dumps(record), flush=True)
-    if out is not None:
-        with out.open("a") as file:
-            file.write(json.dumps(record) + "\n")
+    for record in measure(case, policy, layers, small, total_steps):
+        print(json.dumps(record), flush=True)
+        if out is not None:
+            with out.open("a") as file:
+                file.write(json.dumps(record) + "\n")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 from keras.src.models.functional import Functional
-from tensorflow.compiler.tf2xla.ops.gen_xla_ops import xla_optimization_barrier
+from tensorflow.compiler.tf2xla.ops.gen_xla_ops import xla_optimization_barrier, xla_variadic_reduce_v2
 from tensorflow.python.framework import ops as tf_ops
 from tensorflow.python.ops.control_flow_v2_func_graphs import (
     CondBranchFuncGraph,
@@ -20,7 +20,7 @@ from tensorflow.python.ops.control_flow_v2_func_graphs import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = [
     "MODEL_ID",
@@ -37,6 +37,7 @@ __all__ = [
     "loss_scaling",
     "optimized_variables",
     "own_variables",
+    "reduce_together",
     "set_instance_attribute",
     "steps_per_epoch",
     "tie",
@@ -200,6 +201,30 @@ def in_control_flow_of(graph: Any, root: Any) -> bool:
 def tie(tensors: list[Any]) -> list[Any]:
     """Return the tensors, none of which XLA may use before all of them exist. Only inside XLA."""
     return list(xla_optimization_barrier(input=tensors))
+
+
+def reduce_together(
+    tensors: Sequence[Any], initial: Sequence[Any], combine: Sequence[Callable[[Any, Any], Any]]
+) -> tuple[Any, ...]:
+    """Reduce the last dimension of all tensors, of one shape, in one operation. Only inside XLA.
+
+    Args:
+        tensors: What to reduce; dtypes may differ.
+        initial: For each tensor the scalar at which its reduction starts, of its dtype.
+        combine: For each tensor the function of two scalars.
+    """
+    count = len(tensors)
+
+    @tf.autograph.experimental.do_not_convert
+    def reducer(*scalars: Any) -> list[Any]:
+        pairs = zip(combine, scalars[:count], scalars[count:], strict=True)
+        return [function(first, second) for function, first, second in pairs]
+
+    scalars = [tf.TensorSpec([], tensor.dtype) for tensor in tensors]
+    with tf.init_scope():
+        traced = tf.function(reducer).get_concrete_function(*scalars, *scalars)
+    last = int(tensors[0].shape.rank) - 1
+    return tuple(xla_variadic_reduce_v2(list(tensors), list(initial), [last], traced))
 
 
 def is_dynamic(optimizer: Any) -> bool:

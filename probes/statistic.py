@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
+from precscope.probes import keras_internals
 from precscope.records import SCALAR_DTYPE
 from precscope.statistics import (
     BLOCK,
@@ -50,13 +51,14 @@ __all__ = [
 
 # Reductions by row, in the order of a finished row: five counts, three extremes, two sums.
 _COUNTS = ("zeros", "subnormals", "positive_infinities", "negative_infinities", "nans")
-_REDUCERS = (tf.reduce_sum,) * 5 + (tf.reduce_max, tf.reduce_min, tf.reduce_min) + (tf.reduce_sum,) * 2
 _INT32_MAX, _INT32_MIN = 2**31 - 1, -(2**31)
+_COMBINE = (tf.add,) * 5 + (tf.maximum, tf.minimum, tf.minimum) + (tf.add,) * 2
+_INITIAL = (np.int32(0),) * 5 + (np.int32(_INT32_MIN),) + (np.int32(_INT32_MAX),) * 2 + (np.float32(0),) * 2
 _NAN = _COUNTS.index("nans")
 
 #: A finished row, int64: count, the five counts, maximum, minimum and smallest magnitude (as ordered integers, see
 #: `_ordered`), the bits of the float32 sum and sum of squares, histogram count, histogram.
-ROW_WIDTH = 1 + len(_REDUCERS) + 1 + HISTOGRAM_BINS
+ROW_WIDTH = 1 + len(_COMBINE) + 1 + HISTOGRAM_BINS
 _MAX_COLUMN, _MIN_COLUMN, _SMALLEST_COLUMN, _SUM_COLUMN, _SQUARES_COLUMN, _LOOKED_COLUMN = 6, 7, 8, 9, 10, 11
 
 #: What a row holds before anything was recorded: the identity of `merge_rows`.
@@ -139,9 +141,10 @@ def partial_statistics_of_many(tensors: Sequence[Any], float_format: FloatFormat
 
 
 def _reduce(table: Any, float_format: FloatFormat) -> tuple[Any, ...]:
-    """Reduce [tensors, rows, elements] to [tensors, rows], once for each of `_REDUCERS`."""
+    """Reduce [tensors, rows, elements] to [tensors, rows], once for each of `_COMBINE`."""
     bits = tf.bitcast(tf.cast(table, tf.float32), tf.int32)
-    return tuple(reduce(v, 2) for reduce, v in zip(_REDUCERS, _accumulands(bits, float_format), strict=True))
+    # One operation: ten of their own became up to ten kernels a tensor, each of which XLA compiles and tunes.
+    return keras_internals.reduce_together(_accumulands(bits, float_format), _INITIAL, _COMBINE)
 
 
 def _flat(x: Any) -> Any:
@@ -202,7 +205,7 @@ def _pad(x: Any, padding: Any) -> Any:
 
 
 def _accumulands(bits: Any, float_format: FloatFormat) -> tuple[Any, ...]:
-    """Return what is reduced, in the order of `_REDUCERS`, from int32 `bits` of float32 values."""
+    """Return what is reduced, in the order of `_COMBINE`, from int32 `bits` of float32 values."""
     magnitude = tf.bitwise.bitwise_and(bits, _MAGNITUDE_MASK)
     smallest_normal = int(np.float32(float_format.smallest_normal).view(np.int32))
     zero, finite = tf.equal(magnitude, 0), magnitude < _INFINITY_BITS
@@ -253,8 +256,8 @@ def _grouped(
 
 
 def _finished_scalars(partials: list[Partials]) -> Any:
-    reduced = [reduce(tf.concat([p.rows[index] for p in partials], 0), 1) for index, reduce in enumerate(_REDUCERS)]
-    columns = [_as_int64(column) for column in reduced]
+    rows = [tf.concat([p.rows[index] for p in partials], 0) for index in range(len(_COMBINE))]
+    columns = [_as_int64(column) for column in keras_internals.reduce_together(rows, _INITIAL, _COMBINE)]
     # The padding is NaN: it takes part in nothing but the count of NaN.
     columns[_NAN] -= tf.concat([p.padding for p in partials], 0)
     counts, looked_at = (tf.concat([getattr(p, name) for p in partials], 0) for name in ("count", "looked_at"))
