@@ -60,7 +60,10 @@ class InstrumentedStep:
             self._warm = True
             loop.open_window(loop.steps_seen + 1)
             return result
-        if loop.is_profiled() or not loop.is_sample_due:
+        if loop.is_profiled():
+            return self.plain(*args, **kwargs)
+        if not loop.is_sample_due:
+            loop.poll_when_due()
             return self.plain(*args, **kwargs)
 
         def prepare() -> tuple[Recorder, Callable[[], Any]]:

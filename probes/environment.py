@@ -30,6 +30,8 @@ def describe_model(model: Any, optimizer: Any) -> dict[str, Any]:
         "parameters": _parameters(model),
         "optimizer": type(inner).__name__,
         "loss_scaling": keras_internals.loss_scaling(optimizer),
+        "initial_loss_scale": keras_internals.initial_scale(optimizer),
+        "loss_scale_growth_steps": keras_internals.growth_steps(optimizer),
         "jit_compile": bool(getattr(model, "jit_compile", False)) if getattr(model, "compiled", False) else None,
         "run_eagerly": bool(getattr(model, "run_eagerly", False)),
         "steps_per_execution": int(getattr(model, "steps_per_execution", 1) or 1),

@@ -28,8 +28,10 @@ __all__ = [
     "clone_function",
     "current_graph",
     "growth_counter",
+    "growth_steps",
     "has_named_layers",
     "in_control_flow_of",
+    "initial_scale",
     "inner_optimizer",
     "is_compiled_by_xla",
     "is_dynamic",
@@ -255,6 +257,16 @@ def loss_scaling(optimizer: Any) -> str:
 def growth_counter(optimizer: Any) -> int | None:
     """Return how many finite steps have passed since the dynamic scale last moved."""
     return int(optimizer.step_counter.numpy()) if is_dynamic(optimizer) and optimizer.built else None
+
+
+def growth_steps(optimizer: Any) -> int | None:
+    """Return after how many finite steps in a row a dynamic scale doubles; None without one."""
+    return int(optimizer.dynamic_growth_steps) if is_dynamic(optimizer) else None
+
+
+def initial_scale(optimizer: Any) -> float | None:
+    """Return the scale that a dynamic one begins with; None without one."""
+    return float(optimizer.initial_scale) if is_dynamic(optimizer) else None
 
 
 def update_counter(optimizer: Any) -> Any:

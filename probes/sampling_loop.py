@@ -67,8 +67,10 @@ class SamplingLoop:
 
     Attributes:
         steps_seen: Train steps so far.
-        next_step: The step at which something is due next, a sample or the profiler; `NEVER` where nothing is.
+        next_step: The step at which something is due next, a sample, the profiler or a poll; `NEVER` where nothing is.
         next_sample: The step to sample next; `NEVER` where none is.
+        next_poll: The step before which `poll` is called next; `NEVER` where it is not.
+        poll: Looks at what a plain step leaves behind, without touching it; sets `next_poll`.
         costs: What PrecScope cost so far, by kind.
         batch: Examples in the usual batch; None where unknown.
         plain_step_ns: Mean time of the plain steps measured last; None before.
@@ -87,6 +89,8 @@ class SamplingLoop:
         clock_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self.steps_seen = 0
+        self.next_poll = NEVER
+        self.poll: Callable[[], None] = lambda: None
         self.costs = _Costs()
         self.batch: int | None = None
         self.plain_step_ns: float | None = None
@@ -105,9 +109,9 @@ class SamplingLoop:
 
     @property
     def next_step(self) -> int:
-        """The step at which a sample or the profiled window is due, or `NEVER`."""
-        sample = self.next_sample
-        return sample if self.profile is None else min(sample, self.profile.next_step)
+        """The step at which a sample, the profiled window or a poll is due, or `NEVER`."""
+        due = min(self.next_sample, self.next_poll)
+        return due if self.profile is None else min(due, self.profile.next_step)
 
     @property
     def next_sample(self) -> int:
@@ -143,6 +147,11 @@ class SamplingLoop:
         self.steps_seen += steps
         if self.profile is not None:
             self.profile.after_step()
+
+    def poll_when_due(self) -> None:
+        """Poll before the step at hand, unless it is sampled: a sample ends with a look of its own."""
+        if self.steps_seen >= self.next_poll and not self.is_sample_due:
+            self.poll()
 
     def is_profiled(self, steps: int = 1, left: int | None = None) -> bool:
         """Tell whether the step at hand lies in the profiled window; see `OpProfile.takes`."""

@@ -17,13 +17,14 @@ from precscope.probes.custom_loop import InstrumentedStep
 from precscope.probes.environment import describe_hardware, describe_model, describe_software
 from precscope.probes.keeper import Keeper
 from precscope.probes.legacy import add_legacy_note, check_loss_scale_arguments
+from precscope.probes.loss_scale_poll import LossScalePoll
 from precscope.probes.measurements import Measurements
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.optimizer_taps import OptimizerTaps
 from precscope.probes.sampling_loop import SampledStep, SamplingLoop
 from precscope.probes.taps import LayerTaps
 from precscope.probes.train_function import ChoosingTrainFunction
-from precscope.records import LossScaleRecord, RunRecord, RunStatus
+from precscope.records import RunRecord, RunStatus
 from precscope.sampling import Sampler
 from precscope.writer import RunWriter
 
@@ -111,13 +112,14 @@ class Session:
         self.path = writer.path
         self._loop = SamplingLoop(Sampler(self.options), self._wait_for_device, self._keep, self._probe_failed)
         self._records = ModelRecords(self._model, self.options)
-        self._keeper = Keeper(writer, self._records, self._loop.switch_off)
+        self._keeper = Keeper(writer, self._records, self._stop_recording)
+        self._loss_scale = LossScalePoll(lambda: self._optimizer, self._loop, self._keeper)
         self._measurements = Measurements(self._model, lambda: self._optimizer, self.options, self._loop, self._keeper)
         self._keeper.keep_layers()
-        self._counted_optimizer, self._updates_at_start, self._updates_before = self._optimizer, self._updates(), 0
         self._undo = keras_internals.set_instance_attribute(self._model, "make_train_function", self._make_function)
         _profiled_models.add(self._model)
         self._state = "open"
+        self._loss_scale.look()
         self._measurements.start()
         self._loop.costs.add("build", time.perf_counter_ns() - start_ns)
         return self
@@ -131,7 +133,7 @@ class Session:
         status, reason = _how_it_ended(error)
         try:
             self._flush()
-            self._poll()
+            self._loss_scale.look()
             self._tell_of_silence(status)
         except Exception as failure:  # a device that is gone, say: the training's own exception must go on
             self._tell("warning", f"how the run ended could not be recorded: {type(failure).__name__}: {failure}")
@@ -182,6 +184,8 @@ class Session:
             self._tell_nothing_fires()
         self._called.clear()
         self._loop.count()
+        if not self._instrumented:  # an instrumented step polls by itself
+            self._loop.poll_when_due()
 
     def pause(self) -> None:
         """Sample nothing until `resume`."""
@@ -211,7 +215,7 @@ class Session:
         type(model).make_train_function(model, force=force)
         plain = model.train_function
         if not isinstance(current, ChoosingTrainFunction) or current.plain is not plain:
-            self._count_with(self._optimizer)
+            self._loss_scale.count_anew()
             current = ChoosingTrainFunction(model, plain, self._loop, self._make_taps)
         model.train_function = plain if self._has_several_replicas() else current
         return model.train_function
@@ -252,13 +256,13 @@ class Session:
             self._pending = (sampled, sampled.reading)  # `session.step` may tell the loss
             return
         self._keeper.keep_sample(sampled, sampled.reading)
-        self._poll()
+        self._loss_scale.look()
 
     def _flush(self, loss: Any = None) -> None:
         if self._pending is not None:
             (sampled, reading), self._pending = self._pending, None
             self._keeper.keep_sample(sampled, reading, None if loss is None else float(loss))
-            self._poll()
+            self._loss_scale.look()
 
     def _probe_failed(self, error: Exception) -> None:
         words = " ".join(_TERMINAL_CODES.sub("", str(error)).split())
@@ -291,32 +295,12 @@ class Session:
 
     def _wait_for_device(self) -> None:
         """Read a number that the last step wrote: it is there when the step is done."""
-        self._updates()
+        self._loss_scale.updates()
 
-    def _updates(self) -> int:
-        return int(keras_internals.update_counter(self._optimizer).numpy())
-
-    def _count_with(self, optimizer: Any) -> None:
-        """Go on counting applied updates where the model was compiled anew with another optimizer."""
-        if optimizer is not self._counted_optimizer:
-            old = int(keras_internals.update_counter(self._counted_optimizer).numpy())
-            self._updates_before += old - self._updates_at_start
-            self._counted_optimizer, self._updates_at_start = optimizer, self._updates()
-
-    def _poll(self) -> None:
-        """Record where the loss scale stands, and how many of the steps seen were applied."""
-        optimizer = self._optimizer
-        scale = keras_internals.loss_scale(optimizer)
-        applied = self._updates_before + self._updates() - self._updates_at_start
-        self._keeper.keep_loss_scale(
-            LossScaleRecord(
-                step=self._loop.steps_seen,
-                loss_scale=None if scale is None else float(scale),
-                steps_applied=applied,
-                steps_skipped=max(self._loop.steps_seen - applied, 0),
-                steps_since_change=keras_internals.growth_counter(optimizer),
-            )
-        )
+    def _stop_recording(self) -> None:
+        """Nothing can be written any more."""
+        self._loop.switch_off()
+        self._loss_scale.switch_off()
 
     def _describe(self) -> RunRecord:
         return RunRecord(

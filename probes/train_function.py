@@ -98,6 +98,7 @@ class ChoosingTrainFunction:
             result = self.plain(iterator)
             loop.count(self._steps)
             return result
+        loop.poll_when_due()
         return self._sampled(iterator)
 
     def _first_of_epoch(self, iterator: Any) -> Any:
