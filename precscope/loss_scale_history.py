@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -109,7 +110,7 @@ def scale_history(
     if not looks:
         return ScaleHistory(())
     first, last = looks[0], looks[-1]
-    pairs = list(zip(looks, looks[1:], strict=False))
+    pairs = list(pairwise(looks))
     if first.step > 0:
         counter = None if first.steps_since_change is None else 0
         pairs.insert(0, (type(first)(0, initial_scale, 0, 0, counter), first))

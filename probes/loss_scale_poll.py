@@ -1,8 +1,8 @@
 """The loss scale and the optimizer's counters, looked at now and then between steps.
 
-Reading a variable waits until the device has done all that was queued, so a look is rare: the gaps double from one step
-on, until looks are half a second apart, and grow with the training's length up to half a minute. Keras' counter of steps
-since the scale last moved tells afterwards at which step that was (`precscope.loss_scale_history`).
+Reading a variable waits until the device has done all that was queued, so a look is rare: the gaps double from one
+step on, until looks are half a second apart, and grow with the training's length up to half a minute. Keras' counter of
+steps since the scale last moved tells afterwards at which step that was (`precscope.loss_scale_history`).
 """
 
 from __future__ import annotations
@@ -146,8 +146,8 @@ class LossScalePoll:
             )
         elif seen - self._last_progress[0] >= _MANY_SKIPS:
             self._tell(
-                f"{_MANY_SKIPS} train steps or more in a row were skipped because gradients were not finite: nothing is "
-                "learned while that goes on. The report says what overflows."
+                f"{_MANY_SKIPS} train steps or more in a row were skipped, for their gradients were not finite: "
+                "nothing is learned while that goes on. The report says what overflows."
             )
 
     def _tell(self, message: str) -> None:

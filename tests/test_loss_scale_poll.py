@@ -185,12 +185,16 @@ def test_the_alarm_comes_while_the_scale_falls(tmp_path: Path) -> None:
 def test_a_poll_that_fails_switches_itself_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from precscope.probes import keras_internals
 
-    model = scaled()
+    def gone(optimizer: Any) -> int:
+        raise OSError("gone")
+
+    model = scaled(growth_steps=2000)
     x, y = data(8 * 20)
     with precscope.profile(model, tmp_path / "run", **NO_SAMPLES) as session:
         model.fit(x[:16], y[:16], batch_size=8, verbose=0)
-        with monkeypatch.context() as patch, pytest.warns(PrecScopeWarning, match="can no longer be followed: OSError"):
-            patch.setattr(keras_internals, "growth_counter", lambda optimizer: (_ for _ in ()).throw(OSError("gone")))
-            model.fit(x, y, batch_size=8, verbose=0)
+        with monkeypatch.context() as patch:
+            patch.setattr(keras_internals, "growth_counter", gone)
+            with pytest.warns(PrecScopeWarning, match="can no longer be followed: OSError"):
+                model.fit(x, y, batch_size=8, verbose=0)
         assert session._loop.next_poll == NEVER
     assert int(model.optimizer.iterations.numpy()) == 22

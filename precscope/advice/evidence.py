@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from precscope.advice.layer_graph import LayerGraph
+from precscope.advice.loss_scale_verdict import SkippedStretch, judge_skips
 from precscope.advice.skips import SkipHistory, skip_history
 from precscope.advice.sources import Source, backward_sources, forward_sources
 from precscope.advice.thresholds import Thresholds
+from precscope.loss_scale_history import ScaleHistory, scale_history
 from precscope.statistics import HISTOGRAM_BINS
 
 if TYPE_CHECKING:
@@ -134,6 +136,28 @@ class Evidence:
     def skips(self) -> SkipHistory:
         """The skipped steps and the loss scale."""
         return skip_history(self.run.loss_scales, self.samples)
+
+    @cached_property
+    def scale_history(self) -> ScaleHistory:
+        """When the loss scale moved."""
+        model = self.record.model
+        return scale_history(
+            self.run.loss_scales, model.get("loss_scale_growth_steps"), model.get("initial_loss_scale")
+        )
+
+    @cached_property
+    def skipped_stretches(self) -> tuple[SkippedStretch, ...]:
+        """Why steps were skipped; none without a dynamic loss scale."""
+        from precscope.advice.loss_scale_account import sampled_steps
+
+        return judge_skips(self.scale_history, sampled_steps(self)) if self.loss_scaling == "dynamic" else ()
+
+    @cached_property
+    def float16_gradients(self) -> list[TensorRecord]:
+        """The recorded gradients that pass through float16, weight gradients among them: they are cast afterwards."""
+        narrow = {layer.id for layer in self.layers if layer.compute_dtype == "float16"}
+        own = [tensor for tensor in self.tensors("weight_gradient") if tensor.layer in narrow]
+        return self.tensors("gradient", dtype="float16") + own
 
     @property
     def all_samples(self) -> Indices:

@@ -50,11 +50,11 @@ def skipped_steps(evidence: Evidence) -> Iterator[Finding]:
     """The optimizer skipped steps because a gradient was not finite.
 
     A dynamic loss scale grows until a gradient overflows, skips that step and halves itself: a single skip now and
-    then, from which training recovers, is how it finds its scale, and is healthy. Several skips in a row, a large
-    share of all steps, or a scale that keeps sinking mean that something overflows at every scale, or that the scale
-    began far too high. Where a sampled step was among them, the layer nearest the loss whose gradient overflowed is
-    named: keep it in float32, and the layers that read its output. If training recovered, a lower initial scale is
-    enough.
+    then, from which training recovers, is how it finds its scale, and is healthy; so is the first descent from the
+    initial scale. Several skips in a row later on, a large share of all steps, or a scale that keeps sinking mean that
+    something overflows at every scale, or that the data are at fault. Where a sampled step was among them, the layer
+    nearest the loss whose gradient overflowed is named: keep it in float32, and the layers that read its output. If
+    training recovered, a lower initial scale is enough.
     """
     skips = evidence.skips
     if not skips.skipped or evidence.loss_scaling in ("none", "static"):
@@ -109,12 +109,20 @@ def unwrapped_optimizer(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _judge(evidence: Evidence) -> Severity:
-    limits, skips = evidence.thresholds, evidence.skips
-    if skips.longest_run >= limits.skips_error:
+    limits, skips, stretches = evidence.thresholds, evidence.skips, evidence.skipped_stretches
+    if any(stretch.cause in ("collapse", "any_scale", "bad_weights") for stretch in stretches):
         return "error"
-    many = (skips.skipped or 0) > _FEW_SKIPS and (skips.skipped or 0) > limits.skipped_share * skips.seen
-    sinking = skips.sunk_bits >= limits.sunk_warning_bits
-    return "warning" if many or sinking or skips.longest_run >= limits.skips_warning else "info"
+    # The first search for a level takes as many skips as it takes.
+    searched = sum(stretch.skipped for stretch in stretches if stretch.cause == "search")
+    rows = [stretch.in_row for stretch in stretches if stretch.cause != "search"]
+    longest = max(rows, default=0) if stretches else skips.longest_run
+    if longest >= limits.skips_error:
+        return "error"
+    counted_skips = (skips.skipped or 0) - searched
+    many = counted_skips > _FEW_SKIPS and counted_skips > limits.skipped_share * skips.seen
+    sinking = skips.sunk_bits >= limits.sunk_warning_bits and counted_skips > 0
+    at_fault = any(stretch.cause == "bad_batch" for stretch in stretches) and longest >= limits.skips_warning
+    return "warning" if many or sinking or at_fault or longest >= limits.skips_warning else "info"
 
 
 def _cause(evidence: Evidence) -> Source | None:
