@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from precscope.advice.loss_scale_verdict import FAULTS, SampledStep, judge_skips, main_cause
+from precscope.advice.loss_scale_verdict import FAULTS, Cause, ForwardFault, SampledStep, judge_skips, main_cause
 from precscope.formats import FORMATS
 from precscope.loss_scale_history import scale_history
 from precscope.probes.loss_scale_poll import PollSchedule
@@ -23,7 +23,7 @@ from precscope.records import LossScaleRecord
 
 #: Kinds of history, and what the verdict on one may be. Of a healthy one each stretch must be called healthy; where it
 #: descends from the initial scale, the first must be called a search; where it only grew, nothing may be skipped.
-KINDS = {
+KINDS: dict[str, set[Cause | None]] = {
     "growth": {"probe", "spike", "search", None},
     "search": {"search"},
     "any_scale": {"any_scale"},
@@ -83,7 +83,7 @@ def _train(kind: str, gradient_bits, broken, growth: int, random: np.random.Gene
         if step in sampled:
             # A sample sees the gradients that are recorded, not the largest of all.
             seen_bits = None if skipped else room + abs(float(random.normal(0, 0.5)))
-            fault = "data" if kind == "bad_batch" and broken[step] else None
+            fault: ForwardFault | None = "data" if kind == "bad_batch" and broken[step] else None
             samples.append(SampledStep(step, skipped, scale, fault, seen_bits))
         if not dynamic:
             continue
@@ -109,10 +109,10 @@ def main() -> None:
         print(f"  {kind:10} called {verdict}: {count}")
 
 
-def judge_generated(runs: int, seed: int) -> tuple[int, int, Counter[tuple[str, str | None]]]:
+def judge_generated(runs: int, seed: int) -> tuple[int, int, Counter[tuple[str, Cause | None]]]:
     """Return how many verdicts are right, how many healthy runs were called faulty, and verdicts by kind."""
     random = np.random.default_rng(seed)
-    verdicts: Counter[tuple[str, str | None]] = Counter()
+    verdicts: Counter[tuple[str, Cause | None]] = Counter()
     for number in range(runs):
         run = generate(list(KINDS)[number % len(KINDS)], random)
         stretches = judge_skips(scale_history(run.looks, run.growth_steps), run.samples)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from precscope.advice import analyze
 from precscope.advice.actions import advise
+from precscope.advice.loss_scale_account import LossScaleAccount, loss_scale_account
 from precscope.advice.verdict import Verdict, give_verdict
 from precscope.advice.wording import listed, plain, quoted, share
 from precscope.reports.layer_rows import LayerRow, layer_rows, matching
@@ -16,6 +17,7 @@ from precscope.reports.run_view import CostView, RunView, cost_view, run_view
 from precscope.reports.text import ABSENT, printable
 from precscope.reports.time_view import TimeView, time_view
 from precscope.reports.training_view import TrainingView, training_view
+from precscope.scale_curve import ScaleCurve, scale_curve
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,6 +70,8 @@ class ReportView:
         notices: What the session had to say, a line each with its severity.
         cost: What PrecScope cost.
         time: Time and memory; None where they were not measured yet when the run was recorded.
+        loss_scale: What the loss scale does and why steps were skipped; None where the loss has no use for one.
+        curve: The loss scale against what it costs; None where no float16 gradient was recorded.
     """
 
     run: RunView
@@ -80,6 +84,8 @@ class ReportView:
     notices: tuple[tuple[Severity, str], ...]
     cost: CostView | None
     time: TimeView | None = None
+    loss_scale: LossScaleAccount | None = None
+    curve: ScaleCurve | None = None
 
 
 def report_view(evidence: Evidence, pattern: str | None = None) -> ReportView:
@@ -102,6 +108,8 @@ def report_view(evidence: Evidence, pattern: str | None = None) -> ReportView:
         notices=tuple(map(_notice, evidence.run.notices)),
         cost=cost_view(evidence.run),
         time=time_view(evidence.run, None if pattern is None else {layer.id for layer in layers}),
+        loss_scale=loss_scale_account(evidence),
+        curve=scale_curve(evidence.run),
     )
 
 

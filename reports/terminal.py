@@ -12,6 +12,7 @@ from precscope.advice.wording import counted
 from precscope.formats import FORMATS
 from precscope.reports.palette import BOLD, FAINT, LEVELS, LINE, PLAIN, SEVERITIES
 from precscope.reports.report_view import FindingView, ReportView, report_view
+from precscope.reports.scale_view import best_scale, headroom, skip_lines
 from precscope.reports.terminal_lines import graph, heading, note, paragraph
 from precscope.reports.terminal_table import layer_table
 from precscope.reports.terminal_time import time_and_memory
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["print_report", "render_report"]
 
-_MOST_LAYERS, _MOST_FINDINGS, _MOST_NOTICES = 12, 6, 3
+_MOST_LAYERS, _MOST_FINDINGS, _MOST_NOTICES, _MOST_SKIPS = 12, 6, 3, 3
 _WIDEST = 120
 
 
@@ -49,7 +50,7 @@ def render_report(view: ReportView, width: int, *, show_all: bool = False) -> It
     """Yield the report's lines, at most `width` columns wide."""
     yield from _run(view, width)
     yield from _verdict(view, width)
-    yield from _training(view, width)
+    yield from _training(view, width, show_all)
     yield from _findings(view, width, show_all)
     yield from _layers(view, width, show_all)
     yield from time_and_memory(view.time, width, show_all)
@@ -74,10 +75,13 @@ def _verdict(view: ReportView, width: int) -> Iterator[Text]:
     bar = Text.assemble(("▌ ", style))
     answer = Text.assemble((f"{sign} {printable(view.verdict.sentence)}", style))
     yield from paragraph(answer, width, bar, Text.assemble(bar, "  "))
+    if view.loss_scale is not None:
+        scale = Text(printable(view.loss_scale.sentence))
+        yield from paragraph(scale, width, Text.assemble(bar, "  "))
     yield from paragraph(Text(printable(view.verdict.basis), FAINT), width, Text.assemble(bar, "  "))
 
 
-def _training(view: ReportView, width: int) -> Iterator[Text]:
+def _training(view: ReportView, width: int, show_all: bool) -> Iterator[Text]:
     training, room = view.training, width - 36
     if not training.loss.steps and not training.loss_scale.steps:
         return
@@ -97,6 +101,17 @@ def _training(view: ReportView, width: int) -> Iterator[Text]:
         where = Text(marks(training.skipped, training.span, room), SEVERITIES["warning"][1])
         seen = f"{training.steps_seen:,}" + (" sampled" if training.sampled_only else "")
         yield graph("skipped", "", where, f"{training.steps_skipped:,} of {seen}")
+    yield from _loss_scale(view, width, show_all)
+
+
+def _loss_scale(view: ReportView, width: int, show_all: bool) -> Iterator[Text]:
+    stretches = view.loss_scale.stretches if view.loss_scale is not None else ()
+    for number, line in enumerate(skip_lines(stretches, len(stretches) if show_all else _MOST_SKIPS)):
+        yield from note("" if number else "skips", Text(printable(line)), width)
+    if view.curve is not None:
+        if (room := headroom(view.curve)) is not None:
+            yield from note("headroom", Text(f"of the loss scale: {room}"), width)
+        yield from note("best fixed", Text(printable(f"scale: {best_scale(view.curve)}")), width)
 
 
 def _findings(view: ReportView, width: int, show_all: bool) -> Iterator[Text]:

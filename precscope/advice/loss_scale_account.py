@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from precscope.advice.loss_scale_verdict import ForwardFault, SampledStep, SkippedStretch, main_cause
+from precscope.advice.loss_scale_verdict import Cause, ForwardFault, SampledStep, SkippedStretch, main_cause
 from precscope.advice.questions import is_input
 from precscope.advice.wording import counted, plain, quoted
 from precscope.formats import FORMATS
@@ -15,12 +15,13 @@ from precscope.formats import FORMATS
 if TYPE_CHECKING:
     from precscope.advice.evidence import Evidence
 
-__all__ = ["Culprit", "LossScaleAccount", "culprit", "loss_scale_account", "sampled_steps"]
+__all__ = ["CAUSES", "Culprit", "LossScaleAccount", "culprit", "loss_scale_account", "sampled_steps"]
 
 _FLOAT16 = FORMATS["float16"]
-_CAUSES = {
+#: Each cause in words.
+CAUSES: dict[Cause, str] = {
     "search": "the first search for its level: healthy",
-    "probe": "the scale had been raised one too high: healthy",
+    "probe": "the scale had been doubled once too often: healthy",
     "spike": "a scale that had held was too high for a moment; training went on",
     "bad_batch": "far more than the scale explains: bad data, or a batch whose gradients exploded",
     "forward_overflow": "the forward pass was not finite, which no loss scale can mend",
@@ -165,9 +166,9 @@ def _dynamic(evidence: Evidence, stretches: tuple[SkippedStretch, ...], found: C
     falling = "is falling" if not worst.recovered else "fell"
     at = f"step {worst.earliest:,}" if worst.is_exact else f"between step {worst.earliest:,} and {worst.latest:,}"
     if worst.cause == "bad_batch":
-        text = f"The loss scale is not to blame for {counted(worst.skipped, 'skipped step')} ({at}): {_CAUSES[cause]}."
+        text = f"The loss scale is not to blame for {counted(worst.skipped, 'skipped step')} ({at}): {CAUSES[cause]}."
         return LossScaleAccount("attention", f"{text}{where}", stretches, found)
-    text = f"The loss scale {falling}, to {scale} by now ({amount}; {at}): {_CAUSES[cause]}.{where}"
+    text = f"The loss scale {falling}, to {scale} by now ({amount}; {at}): {CAUSES[cause]}.{where}"
     return LossScaleAccount("bad", text, stretches, found)
 
 

@@ -112,8 +112,10 @@ def _judge(evidence: Evidence) -> Severity:
     limits, skips, stretches = evidence.thresholds, evidence.skips, evidence.skipped_stretches
     if any(stretch.cause in ("collapse", "any_scale", "bad_weights") for stretch in stretches):
         return "error"
-    # The first search for a level takes as many skips as it takes.
-    searched = sum(stretch.skipped for stretch in stretches if stretch.cause == "search")
+    # The first search for a level takes as many skips as it takes, and a scale that grows every so many steps is probed
+    # as often.
+    usual = {"search", "probe"} if evidence.record.model.get("loss_scale_growth_steps") else {"search"}
+    searched = sum(stretch.skipped for stretch in stretches if stretch.cause in usual)
     rows = [stretch.in_row for stretch in stretches if stretch.cause != "search"]
     longest = max(rows, default=0) if stretches else skips.longest_run
     if longest >= limits.skips_error:
