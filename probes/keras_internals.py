@@ -40,6 +40,7 @@ __all__ = [
     "optimized_variables",
     "own_variables",
     "reduce_together",
+    "scale_variable",
     "set_instance_attribute",
     "steps_per_epoch",
     "tie",
@@ -245,6 +246,11 @@ def loss_scale(optimizer: Any) -> Any:
         return optimizer.dynamic_scale.value if optimizer.built else float(optimizer.initial_scale)
     factor = getattr(optimizer, "loss_scale_factor", None)
     return None if factor is None else float(factor)
+
+
+def scale_variable(optimizer: Any) -> Any:
+    """Return the variable that holds a dynamic loss scale; None before it is built and without one."""
+    return optimizer.dynamic_scale.value if is_dynamic(optimizer) and optimizer.built else None
 
 
 def loss_scaling(optimizer: Any) -> str:

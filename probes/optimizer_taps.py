@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from precscope.probes import keras_internals
 from precscope.probes.recorder import Recorder, TensorKey
+from precscope.probes.scaling_misuse import ScalingWatch
 
 __all__ = ["OptimizerTaps"]
 
@@ -18,11 +19,16 @@ Names = Callable[[Any], tuple[str, str] | None]
 
 
 class OptimizerTaps:
-    """Puts taps on an optimizer's `scale_loss` and `apply` while a probed step is traced."""
+    """Puts taps on an optimizer's `scale_loss` and `apply` while a probed step is traced.
+
+    Attributes:
+        misuse: Tells how the step that was traced last uses the loss scale.
+    """
 
     def __init__(
         self, optimizer: Any, names: Names, recorder: Recorder, weights: bool = True, gradients: bool = True
     ) -> None:
+        self.misuse = ScalingWatch(optimizer)
         self._weights = weights
         self._gradients = gradients
         self._optimizer = optimizer
@@ -33,6 +39,7 @@ class OptimizerTaps:
     def installed(self) -> Iterator[None]:
         """Shadow the two methods for as long as the context lasts."""
         optimizer = self._optimizer
+        self.misuse.begin()
         with ExitStack() as stack:
             for name, tapped in (("scale_loss", self._scale_loss(optimizer)), ("apply", self._apply(optimizer))):
                 stack.callback(keras_internals.set_instance_attribute(optimizer, name, tapped))
@@ -43,7 +50,9 @@ class OptimizerTaps:
 
         def scale_loss(loss: Any) -> Any:
             self._recorder.record_loss(loss)
-            return original(loss)
+            scaled = original(loss)
+            self.misuse.scaled(loss, scaled)
+            return scaled
 
         return scale_loss
 
@@ -51,12 +60,14 @@ class OptimizerTaps:
         original = optimizer.apply
 
         def apply(grads: Any, trainable_variables: Any = None) -> Any:
+            grads = list(grads)
+            self.misuse.applied(grads)
             # Inside control flow (a step that accumulates by hand, say) only the plain path is safe.
             if self._recorder.place() != "root" or not optimizer.built:
                 return original(grads, trainable_variables)
             given = trainable_variables
             variables = keras_internals.optimized_variables(optimizer) if given is None else list(given)
-            return self._recorded_apply(original, list(grads), variables, given)
+            return self._recorded_apply(original, grads, variables, given)
 
         return apply
 

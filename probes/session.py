@@ -93,6 +93,7 @@ class Session:
         self._instrumented: list[InstrumentedStep] = []
         self._called: set[int] = set()
         self._pending: tuple[SampledStep, Reading] | None = None
+        self._optimizer_taps: OptimizerTaps | None = None
 
     @property
     def _optimizer(self) -> Any:
@@ -234,6 +235,7 @@ class Session:
         optimizer_taps = OptimizerTaps(
             self._optimizer, names, recorder, weights=self.options.weights, gradients=self.options.gradients
         )
+        self._optimizer_taps = optimizer_taps
         return LayerTaps(self._records.plans, recorder), optimizer_taps
 
     def _is_built(self) -> bool:
@@ -250,6 +252,8 @@ class Session:
     def _keep(self, sampled: SampledStep) -> None:
         if sampled.reading is None or not any(t.key.kind == "activation" for t in sampled.reading.tensors):
             self._tell_nothing_fires()
+        for misuse in self._optimizer_taps.misuse.found() if self._optimizer_taps is not None else ():
+            self._tell("warning", misuse)
         if sampled.reading is None:
             return
         if self._instrumented and sampled.reading.loss is None:

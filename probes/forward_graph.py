@@ -1,0 +1,100 @@
+"""The ops of a model's forward pass, by the layer that makes each: traced on symbolic inputs, nothing is computed."""
+
+from __future__ import annotations
+
+import linecache
+import sys
+import sysconfig
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from precscope.probes import keras_internals
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["ForwardGraph", "LayerOp", "trace_forward"]
+
+_LIBRARIES = tuple(
+    str(Path(package.__file__).parent) for package in (keras, tf, sys.modules["precscope"]) if package.__file__
+)
+_STANDARD = (sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"])
+
+
+@dataclass(frozen=True)
+class LayerOp:
+    """One op that a layer's `call` made, sub-layers' not among them.
+
+    Attributes:
+        layer: Id of the layer.
+        op: The op.
+        place: The user's line that made it ("train.py:12: y = tf.exp(x)"); None where it is a library's own.
+    """
+
+    layer: str
+    op: Any
+    place: str | None
+
+
+@dataclass(frozen=True)
+class ForwardGraph:
+    """The forward pass in training.
+
+    Attributes:
+        ops: In the order in which they were made.
+        output_dtypes: dtype of each of the model's outputs.
+    """
+
+    ops: tuple[LayerOp, ...]
+    output_dtypes: tuple[str, ...]
+
+
+def trace_forward(model: Any, layers: Mapping[str, Any], inputs: Any) -> ForwardGraph:
+    """Trace `model(inputs, training=True)`.
+
+    Args:
+        model: A built Keras model.
+        layers: Its layers by id, as `keras_internals.walk_layers` names them.
+        inputs: A tree of `tf.TensorSpec`.
+    """
+    owners: dict[int, LayerOp] = {}
+
+    def noting(layer_id: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **kwargs: Any) -> Any:
+            graph = keras_internals.current_graph()
+            begin = 0 if graph is None else len(graph.get_operations())
+            result = call(*args, **kwargs)
+            for op in [] if graph is None else graph.get_operations()[begin:]:
+                # A sub-layer's call ended before its owner's: what it made is taken.
+                owners.setdefault(id(op), LayerOp(layer_id, op, _users_line(op)))
+            return result
+
+        return noted
+
+    with ExitStack() as stack:
+        for layer_id, layer in layers.items():
+            tapped = noting(layer_id, layer.call)
+            stack.callback(keras_internals.set_instance_attribute(layer, "call", tapped))
+        traced = tf.function(lambda tree: model(tree, training=True), autograph=False, jit_compile=False)
+        with np.errstate(over="ignore"):  # a constant that overflows is a finding, not a warning of NumPy's
+            function = traced.get_concrete_function(inputs)
+    outputs = keras.tree.flatten(function.structured_outputs)
+    return ForwardGraph(tuple(owners.values()), tuple(output.dtype.name for output in outputs))
+
+
+def _users_line(op: Any) -> str | None:
+    """Return the innermost line of the user's code inside the layer's call."""
+    frames = list(op.traceback)
+    entered = [number for number, frame in enumerate(frames) if frame.filename == __file__ and frame.name == "noted"]
+    inside = frames[entered[-1] + 1 :] if entered else []
+    own = [frame for frame in inside if not frame.filename.startswith((*_LIBRARIES, *_STANDARD, "<"))]
+    if not own:
+        return None
+    line = linecache.getline(own[-1].filename, own[-1].lineno).strip()
+    return f"{Path(own[-1].filename).name}:{own[-1].lineno}" + (f": {line}" if line else "")

@@ -1,0 +1,108 @@
+"""Looks at a built model without training it: what mixed precision will do to it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import keras
+import tensorflow as tf
+
+from precscope.advice.finding import SEVERITIES
+from precscope.entry_point import load_entry_point, where_it_failed
+from precscope.errors import PrecScopeError
+from precscope.lint_result import LintFinding, LintResult
+from precscope.probes import keras_internals
+from precscope.probes.forward_graph import trace_forward
+from precscope.probes.lint_checks.attributes import check_epsilons, check_sizes
+from precscope.probes.lint_checks.optimizer import check_loss_scaling
+from precscope.probes.lint_checks.risky_ops import check_operations, upcasting_layers
+from precscope.probes.lint_checks.train_step import check_train_step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+__all__ = ["lint_entry", "lint_model"]
+
+
+def lint_entry(entry: str) -> LintResult:
+    """Return what `lint_model` finds in the model that the user's function `entry` builds.
+
+    Raises:
+        EntryPointError: There is no such function.
+        PrecScopeError: It raised, or returned something else.
+    """
+    build = load_entry_point(entry)
+    try:
+        built = build()
+    except (Exception, SystemExit) as error:  # a user's code
+        raise PrecScopeError(f"{entry} raised {where_it_failed(error)}") from error
+    model, dataset = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
+    if not isinstance(model, keras.Model) or not isinstance(dataset, (tf.data.Dataset, type(None))):
+        raise PrecScopeError(
+            f"{entry} must return a compiled keras.Model, or that and a tf.data.Dataset; it returned "
+            f"{type(built).__name__}."
+        )
+    return lint_model(model, dataset)
+
+
+def lint_model(model: Any, dataset: Any = None) -> LintResult:
+    """Return what is risky in `model`.
+
+    Args:
+        model: A Keras model; compiled, for the checks of its optimizer.
+        dataset: A tf.data.Dataset of what `fit` would get. Only the shapes and dtypes of its elements are used: for a
+            model that is not functional, and for its `train_step`.
+    """
+    layers: Mapping[str, Any] = dict(keras_internals.walk_layers(model))
+    not_checked: list[str] = []
+    specs = None if dataset is None else dataset.element_spec
+    inputs = _inputs(model, specs)
+    findings: list[LintFinding] = []
+    upcasting: set[str] = set()
+    if inputs is None:
+        not_checked.append(
+            "operations: the model's inputs are not known; let the function return (model, dataset) or call the model"
+        )
+    else:
+
+        def operations() -> Iterable[LintFinding]:
+            nonlocal layers
+            graph = trace_forward(model, layers, inputs)
+            layers = dict(keras_internals.walk_layers(model))  # with what the first call built
+            upcasting.update(upcasting_layers(graph))
+            return check_operations(graph)
+
+        findings += _tried("operations", operations, not_checked)
+    optimizer = model.optimizer if model.compiled else None
+    if optimizer is None:
+        not_checked.append("the optimizer: the model is not compiled")
+    findings += check_loss_scaling(layers, optimizer)
+    findings += check_epsilons(layers, upcasting)
+    findings += check_sizes(layers)
+    if optimizer is not None and specs is not None and model.built:
+        findings += _tried("the train step", lambda: check_train_step(model, specs), not_checked)
+    order = {layer_id: number for number, layer_id in enumerate(layers, start=1)}
+    ranked = sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), order.get(f.layer or "", 0)))
+    narrow = sum(1 for layer in layers.values() if layer.compute_dtype == "float16")
+    return LintResult(model.name, len(layers), narrow, tuple(ranked), tuple(not_checked))
+
+
+def _tried(what: str, check: Callable[[], Iterable[LintFinding]], not_checked: list[str]) -> list[LintFinding]:
+    """Run a check that traces the user's code; where that fails, say so and go on."""
+    try:
+        return list(check())
+    except Exception as error:
+        not_checked.append(f"{what}: tracing failed: {where_it_failed(error)}"[:300])
+        return []
+
+
+def _inputs(model: Any, specs: Any) -> Any:
+    """Return a tree of `tf.TensorSpec` for a call of the model; None where it is not known."""
+    symbolic = getattr(model, "inputs", None)
+    if keras_internals.has_named_layers(model) and symbolic:
+        tree = getattr(model, "_inputs_struct", symbolic)
+        tree = symbolic[0] if len(symbolic) == 1 and isinstance(model, keras.Sequential) else tree
+        return keras.tree.map_structure(lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), tree)
+    if specs is None:
+        return None
+    return specs[0] if isinstance(specs, tuple) else specs
