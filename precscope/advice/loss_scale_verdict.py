@@ -114,7 +114,8 @@ def main_cause(stretches: Sequence[SkippedStretch]) -> Cause | None:
     for fault in FAULTS:
         if fault in causes:
             return fault
-    return max(_HEALTHY, key=[*causes].count) if causes else None
+    usual: Cause = max(_HEALTHY, key=causes.count)
+    return usual if causes else None
 
 
 def _groups(changes: Sequence[ScaleChange]) -> list[tuple[int, int]]:
