@@ -188,7 +188,7 @@ def test_a_poll_that_fails_switches_itself_off(tmp_path: Path, monkeypatch: pyte
     def gone(optimizer: Any) -> int:
         raise OSError("gone")
 
-    model = scaled(growth_steps=2000)
+    model = scaled(initial_scale=256.0, growth_steps=2000)  # nothing overflows
     x, y = data(8 * 20)
     with precscope.profile(model, tmp_path / "run", **NO_SAMPLES) as session:
         model.fit(x[:16], y[:16], batch_size=8, verbose=0)
