@@ -218,14 +218,13 @@ def reduce_together(
     """
     count = len(tensors)
 
-    @tf.autograph.experimental.do_not_convert
     def reducer(*scalars: Any) -> list[Any]:
         pairs = zip(combine, scalars[:count], scalars[count:], strict=True)
         return [function(first, second) for function, first, second in pairs]
 
     scalars = [tf.TensorSpec([], tensor.dtype) for tensor in tensors]
     with tf.init_scope():
-        traced = tf.function(reducer).get_concrete_function(*scalars, *scalars)
+        traced = tf.function(reducer, autograph=False).get_concrete_function(*scalars, *scalars)
     last = int(tensors[0].shape.rank) - 1
     return tuple(xla_variadic_reduce_v2(list(tensors), list(initial), [last], traced))
 

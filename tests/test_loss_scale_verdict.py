@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import runpy
+from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 
 import precscope
-from benchmarks.loss_scale_verdicts import judge_generated
 from precscope.advice import Evidence, analyze
 from precscope.advice.loss_scale_account import loss_scale_account
 from precscope.advice.loss_scale_verdict import SampledStep, judge_skips, main_cause
@@ -17,15 +18,13 @@ from precscope.loss_scale_history import scale_history
 from tests.models import data, mlp
 from tests.test_loss_scale_history import simulate
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
+BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "loss_scale_verdicts.py"
 RECORDED: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0, "every": 10}
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_two_hundred_generated_histories(seed):
-    right, false_alarms, verdicts = judge_generated(200, seed)
+    right, false_alarms, verdicts = runpy.run_path(str(BENCHMARK))["judge_generated"](200, seed)
     assert right >= 196, verdicts
     assert false_alarms == 0, verdicts
 
