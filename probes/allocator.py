@@ -15,8 +15,8 @@ __all__ = ["AllocatorMemory"]
 class AllocatorMemory:
     """Current and peak memory of TensorFlow's allocator on one device; no failure ever raises.
 
-    The first failure is the last: it is said once, and from then on there is nothing to read (the CPU's allocator, for
-    one, keeps no account).
+    The first failure is the last: it is said once, and from then on there is nothing to read (a CPU's allocator keeps
+    no account).
 
     Args:
         device: TensorFlow's name of the device ("GPU:0").
@@ -41,6 +41,8 @@ class AllocatorMemory:
         if self._off:
             return None
         try:
+            if self._device.startswith("CPU"):  # with oneDNN it answers, and says 0 whatever is handed out
+                raise ValueError("a CPU's allocator keeps no account.")
             return question(self._device)
         except Exception as error:  # TensorFlow's many kinds of error; none may reach the training
             self._off = True
