@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from precscope.advice.finding import Severity
     from precscope.records import LayerRecord, TensorKind, TensorRecord
 
-__all__ = ["LayerRow", "TensorRow", "layer_rows", "matching"]
+__all__ = ["LayerRow", "TensorRow", "layer_rows", "layer_severities", "matching"]
 
 _LABELS: dict[TensorKind, str] = {
     "activation": "output",
@@ -75,7 +75,7 @@ def layer_rows(
     evidence: Evidence, findings: Sequence[Finding], layers: Sequence[LayerRecord], kinds: Sequence[TensorKind]
 ) -> list[LayerRow]:
     """Return a row for each of `layers` that was recorded: those with findings first, then by least headroom."""
-    severities = _severities(findings)
+    severities = layer_severities(findings)
     rows = [(layer.id, _row(evidence, layer, kinds, severities.get(layer.id))) for layer in layers]
     rank = {name: place for place, name in enumerate(severities)}
     rows.sort(key=lambda item: (rank.get(item[0], len(rank)), _least_headroom(item[1])))
@@ -102,7 +102,7 @@ def matching(layers: Sequence[LayerRecord], pattern: str | None) -> list[LayerRe
     return found
 
 
-def _severities(findings: Sequence[Finding]) -> dict[str, Severity]:
+def layer_severities(findings: Sequence[Finding]) -> dict[str, Severity]:
     """Return the worst severity of each layer that a warning or an error names, worst first, consumers last."""
     serious = [finding for finding in findings if finding.severity != "info"]
     named = [(finding.layer, finding.severity) for finding in serious if finding.layer is not None]

@@ -1,0 +1,53 @@
+"""Loss, loss scale and skipped steps over the run."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from precscope.reports.figures.style import BAND_COLORS, LINES, styled
+
+if TYPE_CHECKING:
+    from precscope.reports.training_view import Series, TrainingView
+
+__all__ = ["training_figure"]
+
+
+def training_figure(training: TrainingView) -> go.Figure:
+    """Return the loss above the loss scale; a mark where steps were skipped since the look before."""
+    if not training.loss.steps and not training.loss_scale.steps:
+        return styled(go.Figure(), nothing="No step was seen")
+    figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.45, 0.55])
+    loss = _finite(training.loss)
+    figure.add_scatter(
+        x=loss[0], y=loss[1], name="loss", mode="lines+markers", line={"color": LINES[3]}, marker={"size": 4}, row=1, col=1
+    )
+    scale = _finite(training.loss_scale)
+    color = {"color": LINES[0]}
+    figure.add_scatter(x=scale[0], y=scale[1], name="loss scale", line={"shape": "hv", **color}, row=2, col=1)
+    skips = training.skip_stretches
+    if skips:
+        figure.add_scatter(
+            x=[skip.last_step for skip in skips],
+            y=[skip.loss_scale for skip in skips],
+            customdata=[[skip.first_step, skip.skipped] for skip in skips],
+            name="skipped steps",
+            mode="markers",
+            marker={"symbol": "x", "size": 9, "color": BAND_COLORS["overflow"]},
+            hovertemplate="%{customdata[1]} skipped from step %{customdata[0]} to %{x}<extra></extra>",
+            row=2,
+            col=1,
+        )
+    figure.update_yaxes(title="loss", row=1, col=1)
+    figure.update_yaxes(title="loss scale", type="log", exponentformat="power", row=2, col=1)
+    figure.update_xaxes(title="train step", row=2, col=1)
+    return styled(figure, 420)
+
+
+def _finite(series: Series) -> tuple[list[int], list[float | None]]:
+    """Return steps and values; what is NaN or infinite leaves a gap, as the axis has no place for it."""
+    pairs = [pair for pair in zip(series.steps, series.values, strict=True) if pair[1] is not None]
+    return [step for step, _ in pairs], [value if math.isfinite(value or 0) else None for _, value in pairs]
