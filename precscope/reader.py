@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,6 +16,7 @@ from precscope.layer_time import LayerTime, layer_times
 from precscope.records import SCALAR_DTYPE
 from precscope.run_failures import damaged
 from precscope.run_file import read_run_file
+from precscope.run_frame import run_frame
 from precscope.rundir import find_run_directory, worker_file, worker_files
 from precscope.spread import Spread, spread_of
 from precscope.statistics import HISTOGRAM_BINS, TensorStatistics
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Sequence
     from pathlib import Path
 
+    import pandas as pd
     from numpy.typing import NDArray
 
     from precscope.device_records import DeviceInfo, DeviceSample
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
         TensorKind,
         TensorRecord,
     )
+    from precscope.reports.figures import Figures
 
 __all__ = ["Run", "open_run"]
 
@@ -184,6 +188,26 @@ class Run:
         batches = {item.batch for item in self.step_times}
         time_ns, batch = self.step_time_ns(), batches.pop() if len(batches) == 1 else None
         return None if time_ns is None or batch is None else batch / time_ns.median * 1e9
+
+    @property
+    def figures(self) -> Figures:
+        """Figures of this run by plotly, each made when it is asked for: `run.figures.range_map()`."""
+        gallery: type[Figures] = import_module("precscope.reports.figures").Figures
+        return gallery(self)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return a row for each tensor and sample, with its layer, kind, step and statistics.
+
+        Raises:
+            PrecScopeError: pandas is not installed.
+            RunDirectoryError: The file cannot be read any more.
+        """
+        return run_frame(self)
+
+    def _repr_html_(self) -> str:
+        """Show the run in a notebook: verdict, findings, and how to see more."""
+        text: str = import_module("precscope.reports.page").render_summary(self)
+        return text
 
     def reload(self) -> Run:
         """Return the run as it is committed now."""

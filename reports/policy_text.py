@@ -22,7 +22,7 @@ def policy_text(evidence: Evidence, pins: Sequence[str]) -> str | None:
     layers = {layer.id: layer for layer in evidence.layers}
     others = evidence.record.model.get("dtype_policy")
     rest = f"; the others keep {printable(others)}" if others else ""
-    lines = [f"# Build {counted(len(pins), 'layer')} with dtype=\"float32\"{rest}."]
+    lines = [f'# Build {counted(len(pins), "layer")} with dtype="float32"{rest}.']
     for pin in pins:
         layer_type = printable(layers[pin].type) if pin in layers else "Layer"
         lines.append(f'{layer_type}(..., dtype="float32")  # {printable(pin)}')

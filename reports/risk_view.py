@@ -54,7 +54,9 @@ class LayerRisk:
 def risk_view(evidence: Evidence, findings: Sequence[Finding]) -> tuple[LayerRisk, ...]:
     """Return the layers that compute in 16 bits and whose time was measured, the costliest first."""
     narrow = {
-        layer.id for layer in evidence.layers if layer.compute_dtype in FORMATS and FORMATS[layer.compute_dtype].bits <= 16
+        layer.id
+        for layer in evidence.layers
+        if layer.compute_dtype in FORMATS and FORMATS[layer.compute_dtype].bits <= 16
     }
     times = [time for time in evidence.run.layer_times() if time.layer in narrow]
     severities, costly = layer_severities(findings), _costly(times)

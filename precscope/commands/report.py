@@ -16,9 +16,7 @@ __all__ = ["report"]
 @click.option("--html", "page", metavar="FILE", type=click.Path(path_type=Path), help="Write a page to FILE instead.")
 @click.option("--open", "open_page", is_flag=True, help="Open the page in a browser.")
 @click.option("--force", is_flag=True, help="Replace FILE where it exists.")
-def report(
-    run_dir: Path, show_all: bool, pattern: str | None, page: Path | None, open_page: bool, force: bool
-) -> None:
+def report(run_dir: Path, show_all: bool, pattern: str | None, page: Path | None, open_page: bool, force: bool) -> None:
     """Print what the run in RUN_DIR shows.
 
     First the verdict and what to do, then the layers, worst first. Works while the training still runs, and after it

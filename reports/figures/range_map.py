@@ -97,7 +97,8 @@ def _shares(groups: TensorGroups, kind: int, layers: int, shift: int) -> NDArray
     places = np.clip(np.arange(counts.shape[1]) + shift, 0, counts.shape[1] - 1)
     np.add.at(moved.T, places, counts.T)
     total = moved.sum(axis=1, keepdims=True)
-    return np.divide(moved, total, out=np.zeros_like(moved), where=total > 0)
+    shares: NDArray[np.float64] = np.divide(moved, total, out=np.zeros_like(moved), where=total > 0)
+    return shares
 
 
 def _colored(shares: NDArray[np.float64], float_format: FloatFormat) -> NDArray[np.float64]:

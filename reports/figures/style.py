@@ -5,12 +5,12 @@ from __future__ import annotations
 import html
 from typing import TYPE_CHECKING
 
-import plotly.graph_objects as go
-
 from precscope.reports.palette import PAGE_BANDS
 from precscope.reports.text import printable, shorten
 
 if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
     from precscope.advice.finding import Severity
 
 __all__ = ["BAND_COLORS", "LINES", "SEVERITY_MARKS", "figure_text", "styled"]

@@ -11,11 +11,12 @@ from precscope.reports.figures.style import SEVERITY_MARKS, figure_text, styled
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from precscope.advice.finding import Severity
     from precscope.reports.risk_view import LayerRisk
 
 __all__ = ["time_and_risk_figure"]
 
-_LANES = {None: "no warning", "warning": "warning", "error": "error"}
+_LANES: dict[Severity | None, str] = {None: "no warning", "warning": "warning", "error": "error"}
 
 
 def time_and_risk_figure(layers: Sequence[LayerRisk]) -> go.Figure:
@@ -40,6 +41,8 @@ def time_and_risk_figure(layers: Sequence[LayerRisk]) -> go.Figure:
     if costs:
         figure.add_vline(x=min(costs), line={"dash": "dot", "color": "#8a93a0", "width": 1})
     figure.update_xaxes(title="ms in a step", type="log")
-    figure.update_yaxes(tickvals=list(range(len(_LANES))), ticktext=list(_LANES.values()), range=[-0.6, 2.6], zeroline=False)
+    figure.update_yaxes(
+        tickvals=list(range(len(_LANES))), ticktext=list(_LANES.values()), range=[-0.6, 2.6], zeroline=False
+    )
     figure.update_layout(showlegend=False)
     return styled(figure, 300, nothing="Time by layer was not measured").update_layout(margin={"l": 90})

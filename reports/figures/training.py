@@ -23,7 +23,14 @@ def training_figure(training: TrainingView) -> go.Figure:
     figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.45, 0.55])
     loss = _finite(training.loss)
     figure.add_scatter(
-        x=loss[0], y=loss[1], name="loss", mode="lines+markers", line={"color": LINES[3]}, marker={"size": 4}, row=1, col=1
+        x=loss[0],
+        y=loss[1],
+        name="loss",
+        mode="lines+markers",
+        line={"color": LINES[3]},
+        marker={"size": 4},
+        row=1,
+        col=1,
     )
     scale = _finite(training.loss_scale)
     color = {"color": LINES[0]}

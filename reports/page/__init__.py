@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from precscope.reports.page.write_page import render_page, write_page
+from precscope.reports.page.write_page import render_page, render_summary, write_page
 
-__all__ = ["render_page", "write_page"]
+__all__ = ["render_page", "render_summary", "write_page"]

@@ -30,8 +30,8 @@ const heat = (value, warm, hot) => (value === null ? "" : value > hot ? " hot" :
 
 // title, width, sorting value, cell text, and whether most comes first; recomputed where the choice matters.
 const COLUMNS = {
-  rank: { title: "Layer", width: "17rem", of: (l) => l.rank },
-  type: { title: "Type", of: (l) => l.type },
+  rank: { title: "Layer", width: "15rem", of: (l) => l.rank },
+  type: { title: "Type", width: "10rem", of: (l) => l.type },
   dtype: { title: "Computes in", of: (l) => l.dtype },
   headroom: { title: "Headroom, bits", number: true, of: (l) => l.headroom, text: (v) => v.toFixed(1),
     heat: (v, l) => (l.dtype !== "float32" && v < 3 ? (v < 1 ? " hot" : " warm") : "") },

@@ -96,8 +96,15 @@ def _quadrants(risks: tuple[LayerRisk, ...]) -> tuple[QuadrantView, ...]:
 
 def _facts(run: Run) -> dict[str, list[tuple[str, str]]]:
     record = run.record
-    tables = {"Model": record.model, "Software": record.software, "Hardware": record.hardware, "Options": record.options}
-    return {title: [(name, _worded(value)) for name, value in table.items()] for title, table in tables.items() if table}
+    tables = {
+        "Model": record.model,
+        "Software": record.software,
+        "Hardware": record.hardware,
+        "Options": record.options,
+    }
+    return {
+        title: [(name, _worded(value)) for name, value in table.items()] for title, table in tables.items() if table
+    }
 
 
 def _worded(value: Any) -> str:

@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 import jinja2
 from markupsafe import Markup
 
+from precscope.advice import Evidence
 from precscope.advice.wording import counted
 from precscope.errors import PrecScopeError
 from precscope.formats import FORMATS
 from precscope.reports.page.page_view import page_view
 from precscope.reports.palette import LEVELS, PAGE_BANDS, SEVERITIES
+from precscope.reports.report_view import report_view
 from precscope.reports.text import percent, printable, shorten, significant
 from precscope.reports.time_view import milliseconds
 
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
     from precscope.reader import Run
 
-__all__ = ["render_page", "write_page"]
+__all__ = ["render_page", "render_summary", "write_page"]
 
 #: In this order in one script, where each sees what stands before it.
 _SCRIPTS = (
@@ -70,14 +72,22 @@ def render_page(run: Run) -> str:
     return template.render(
         view=view,
         report=view.report,
-        styles=Markup(_asset("page.css")),  # noqa: S704 - our own files, not the run's text
+        # Our own files are safe as they are; nothing else is.
+        styles=Markup(_asset("page.css")),
         colors=PAGE_BANDS,
-        script=Markup(script),  # noqa: S704
-        plotly=Markup(plotly),  # noqa: S704
+        script=Markup(script),
+        plotly=Markup(plotly),
         policy_hashes=[_hash(script), _hash(plotly)],
         figures={name: json.loads(figure.to_json()) for name, figure in view.figures.items() if figure is not None},
         signs={name: sign for name, (sign, _) in (LEVELS | SEVERITIES).items()},
     )
+
+
+def render_summary(run: Run) -> str:
+    """Return verdict and findings on `run` as a piece of HTML for a notebook; it holds no script."""
+    report = report_view(Evidence(run))
+    signs = {name: sign for name, (sign, _) in (LEVELS | SEVERITIES).items()}
+    return _environment().get_template("summary.html.j2").render(report=report, path=str(run.path), signs=signs)
 
 
 def _environment() -> jinja2.Environment:
