@@ -34,6 +34,6 @@ BANDS = {"flushed": _GREY, "subnormal": _ORANGE, "normal": _BLUE, "overflow": f"
 #: Colours of page and figures for light and dark backgrounds: told apart also by the colour-blind (they differ in
 #: lightness as well as in hue), and never the only sign.
 PAGE_BANDS = {
-    "light": {"flushed": "#8e4ea3", "subnormal": "#e39a1c", "normal": "#2a78b8", "overflow": "#b3261e"},
-    "dark": {"flushed": "#c08ad2", "subnormal": "#f2b544", "normal": "#5aa9e6", "overflow": "#ff6f61"},
+    "light": {"flushed": "#5b2a6e", "subnormal": "#e39a1c", "normal": "#2a78b8", "overflow": "#b3261e"},
+    "dark": {"flushed": "#f3c4ec", "subnormal": "#f2b544", "normal": "#5aa9e6", "overflow": "#ff6f61"},
 }

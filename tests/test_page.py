@@ -44,7 +44,8 @@ class Outline(HTMLParser):
     def handle_data(self, data: str) -> None:
         tag, attributes = self.tags[-1]
         if tag == "script":
-            self.scripts[attributes.get("id", "ours")] = data
+            name = attributes.get("id", "ours")
+            self.scripts[name] = self.scripts.get(name, "") + data
         else:
             self.text += data
 
@@ -69,7 +70,9 @@ RUNS = {
     "all zero": SyntheticRun(steps=[{key: np.zeros_like(array) for key, array in healthy().items()}] * 2),
     "still running": SyntheticRun(steps=[healthy()], status="running"),
     "interrupted": SyntheticRun(steps=[healthy()], status="interrupted", error="KeyboardInterrupt"),
-    "loss is NaN": SyntheticRun(steps=[healthy()] * 2, samples=[{"loss": np.nan}, {"loss": np.inf, "loss_scale": None}]),
+    "loss is NaN": SyntheticRun(
+        steps=[healthy()] * 2, samples=[{"loss": np.nan}, {"loss": np.inf, "loss_scale": None}]
+    ),
     "scale sank to zero": SyntheticRun(steps=[healthy()], samples=[{"loss_scale": 0.0}], scales=[(1, 0.0, 1)]),
 }
 

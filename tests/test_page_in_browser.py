@@ -55,7 +55,8 @@ def visit(browser, tmp_path):
         tab.on("dialog", lambda dialog: (complaints.append("a dialog opened"), dialog.dismiss()))
         tab.on("request", lambda request: None if request.url.startswith("file:") else complaints.append(request.url))
         tab.goto(path.as_uri() + address)
-        tab.wait_for_function("window.Plotly !== undefined")
+        while not tab.evaluate("window.Plotly !== undefined"):  # the page starts it when it is idle
+            tab.wait_for_timeout(20)
         return tab
 
     yield open_page

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from precscope.advice.wording import counted
 from precscope.reports.figures.style import BAND_COLORS, LINES, styled
 
 if TYPE_CHECKING:
@@ -47,6 +48,12 @@ def training_figure(training: TrainingView) -> go.Figure:
             hovertemplate="%{customdata[1]} skipped from step %{customdata[0]} to %{x}<extra></extra>",
             row=2,
             col=1,
+        )
+    lost = sum(value is None for value in loss[1])
+    if lost:
+        text = f"NaN or infinite at {counted(lost, 'sampled step')}"
+        figure.add_annotation(
+            text=text, x=1, xanchor="right", y=1, yanchor="bottom", xref="paper", yref="paper", showarrow=False
         )
     figure.update_yaxes(title="loss", row=1, col=1)
     figure.update_yaxes(title="loss scale", type="log", exponentformat="power", row=2, col=1)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from precscope.advice import Evidence, Finding
+    from precscope.advice.finding import Severity
     from precscope.records import LayerRecord
 
 __all__ = ["layer_data"]
@@ -74,12 +75,12 @@ def _layers(evidence: Evidence, findings: Sequence[Finding]) -> list[dict[str, A
     ]
 
 
-def _sentences(findings: Sequence[Finding]) -> dict[str, list[str]]:
+def _sentences(findings: Sequence[Finding]) -> dict[str, list[tuple[Severity, str]]]:
     sentences = defaultdict(list)
     for finding in findings:
         for name in dict.fromkeys((finding.layer, *finding.consumers)):
             if name is not None:
-                sentences[name].append(printable(finding.sentence))
+                sentences[name].append((finding.severity, printable(finding.sentence)))
     return sentences
 
 

@@ -27,7 +27,7 @@ function head(layer, place) {
     button.addEventListener("click", () => location.replace(layerAddress(to)));
     return button;
   };
-  const close = element("button", { type: "button", "aria-label": "Close" }, "✕");
+  const close = element("button", { type: "button", "aria-label": "Close", autofocus: true }, "✕");
   close.addEventListener("click", () => dialog.close());
   const facts = [layer.type, `computes in ${layer.dtype}`, `policy ${layer.policy}`, `${number(layer.parameters)} parameters`];
   if (layer.ms !== null) facts.push(`${number(layer.ms)} ms a step (${percent(layer.share)})`);
@@ -38,7 +38,7 @@ function head(layer, place) {
 function body(layer) {
   const parts = [];
   if (layer.findings.length) {
-    const items = layer.findings.map((sentence) => element("li", { class: `finding ${layer.severity ?? "info"}` }, sentence));
+    const items = layer.findings.map(([severity, sentence]) => element("li", { class: `finding ${severity}` }, sentence));
     parts.push(element("ul", { class: "findings" }, ...items));
   }
   if (layer.path && layer.path !== layer.name) parts.push(fact("Path in Keras", layer.path));

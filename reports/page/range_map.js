@@ -143,16 +143,17 @@ function drawNonfinite(context, layout, layer, kind, left, middle) {
 // Where rows are thin, the parts of the model are named: layers whose ids begin alike.
 function drawGroups(context, layout, first, last) {
   const groupOf = (place) => layers[place].name.split("/")[0];
+  let free = 0; // where the next name has room
   for (let start = first; start < last; ) {
     let end = start + 1;
     while (end < last && groupOf(end) === groupOf(start)) end++;
     const top = HEAD + start * layout.row - layout.top;
-    const height = (end - start) * layout.row;
-    context.fillStyle = style("--line");
-    context.fillRect(18, top, layout.gutter - 18, 1);
-    if (height >= 14) {
+    if (top >= free) {
+      context.fillStyle = style("--line");
+      context.fillRect(18, top, layout.gutter - 18, 1);
       context.fillStyle = style("--muted");
-      context.fillText(fitted(context, groupOf(start), layout.gutter - 26), 18, top + Math.min(height / 2, 9));
+      context.fillText(fitted(context, groupOf(start), layout.gutter - 26), 18, top + 9);
+      free = top + 18;
     }
     start = end;
   }
@@ -171,7 +172,8 @@ function drawFrame(context, layout, left, panel) {
   context.textAlign = "left";
   context.fillStyle = style("--ink");
   context.font = context.font.replace(/^/, "600 ");
-  context.fillText(panel ? "Backward: gradients" : "Forward: outputs", left, 11);
+  const title = panel ? "Backward: gradients" : "Forward: outputs";
+  context.fillText(layout.panel > 150 ? title : title.split(":")[0], left, 11);
   context.font = context.font.replace("600 ", "");
   context.textAlign = "center";
   const edges = [run.exponentMin, ...borders, run.exponentMin + BINS];
