@@ -12,7 +12,7 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 /usr/bi
 	$$python -c '$(PYTHON_OK)' >/dev/null 2>&1 && echo $$python && break; done)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test gpu-test format format-check lint types imports check clean
+.PHONY: help demo test browser gpu-test format format-check lint types imports check clean
 
 help: ## Say what each target does
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
@@ -22,6 +22,12 @@ demo: $(VENV)/.installed ## Train the MNIST demo under the profiler and print it
 
 test: $(VENV)/.installed-dev ## Run the tests that need no GPU
 	$(BIN)/pytest
+
+browser: $(VENV)/.installed-dev ## Install Chromium, for the tests of the page, where there is none
+	@for name in chromium chromium-browser google-chrome; do command -v $$name && exit; done; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get -qq update && apt-get -qq install --yes --no-install-recommends chromium >/dev/null; \
+	else $(BIN)/playwright install chromium-headless-shell; fi
 
 gpu-test: $(VENV)/.installed-dev ## Run the tests that need a GPU
 	$(BIN)/pytest -m gpu

@@ -126,7 +126,7 @@ def test_without_pandas_it_says_what_to_install(run, monkeypatch):
         return imported(name, *arguments, **options)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(PrecScopeError, match="needs pandas.*pip install pandas"):
+    with pytest.raises(PrecScopeError, match=r"needs pandas.*pip install pandas"):
         run.to_pandas()
 
 

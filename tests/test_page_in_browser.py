@@ -93,6 +93,18 @@ def test_search_filter_and_sort(visit, tmp_path):
     assert plain_names(tab)[-1] == SMALL
 
 
+def test_a_long_table_is_shown_on_request(visit, tmp_path):
+    layers = tuple(layer(f"block_{n}") for n in range(350))
+    tab = visit(SyntheticRun(layers, steps=[{"activation block_0": values()}]).read(tmp_path / "run"))
+    assert len(names(tab)) == 100
+    tab.click("#more")
+    tab.locator("#layer-table tbody tr", has_text="block_349").wait_for()
+    assert plain_names(tab) == [item.id for item in layers]
+    tab.click("#layer-table thead button:text('Type')")
+    tab.fill("#search", "block_349")
+    assert plain_names(tab) == ["block_349"]
+
+
 def predicted(tab, name, title):
     heads = [text.strip() for text in tab.locator("#layer-table thead th").all_inner_texts()]
     row = tab.locator("#layer-table tbody tr", has_text=name)

@@ -1,7 +1,7 @@
 // The table of layers: search, filters, sorting. Only the rows that are shown are in the document.
 
 const FEW = 100;
-const table = { key: "rank", descending: false, shown: FEW, found: [] };
+const table = { key: "rank", descending: false, shown: FEW, found: [], pending: 0 };
 const RANK = { error: 0, warning: 1 };
 
 const outputs = (layer) => tensorsOf(layer, "activation");
@@ -103,14 +103,24 @@ function nameCell(layer) {
 }
 
 function drawTable() {
+  cancelAnimationFrame(table.pending);
   const shown = table.found.slice(0, table.shown);
-  byId("layer-table").tBodies[0].replaceChildren(...shown.map(row));
+  byId("layer-table").tBodies[0].replaceChildren(...shown.slice(0, FEW).map(row));
+  if (shown.length > FEW) appendRows(shown, FEW);
   const all = table.found.length === layers.length ? "" : ` of ${number(layers.length)}`;
   const part = shown.length < table.found.length ? `, the first ${number(shown.length)} shown` : "";
   byId("layers-count").textContent = `${number(table.found.length)}${all} layers${part}.`;
   const more = byId("more");
   more.hidden = shown.length === table.found.length;
   more.textContent = `Show all ${number(table.found.length)}`;
+}
+
+// A frame for every hundred rows, so that the page answers while a long table is being filled.
+function appendRows(rows, from) {
+  table.pending = requestAnimationFrame(() => {
+    byId("layer-table").tBodies[0].append(...rows.slice(from, from + FEW).map(row));
+    if (from + FEW < rows.length) appendRows(rows, from + FEW);
+  });
 }
 
 function updateTable() {
