@@ -1,6 +1,6 @@
 """How long the HTML page takes: to write for a large run, to show in Chromium, and to answer a visitor.
 
-Usage: python benchmarks/page.py [--layers 1000] [--samples 1000] [--repeats 5] [--run-dir DIR]
+Usage: python -m benchmarks.page [--layers 1000] [--samples 1000] [--repeats 5] [--run-dir DIR]
 
 Writing is timed as a whole process, start of the interpreter included. In the browser, an interaction lasts from the
 input to the end of the frame that shows its result, and the first view is the browser's own "first-contentful-paint".
@@ -19,9 +19,10 @@ from pathlib import Path
 
 import psutil
 from playwright.sync_api import sync_playwright
-from report import write_run
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks.report import write_run
 
 ARGUMENTS = ["--no-sandbox", "--disable-background-networking", "--disable-quic", "--no-first-run"]
 
