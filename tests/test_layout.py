@@ -207,5 +207,5 @@ def test_make_says_which_python_it_needs(tmp_path: Path, python: str) -> None:
 
 def test_make_help_names_every_target() -> None:
     done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for target in ("demo", "test", "gpu-test", "format", "lint", "types", "imports", "check"):
+    for target in ("demo", "test", "browser", "gpu-test", "format", "lint", "types", "imports", "check"):
         assert f"\n{target} " in f"\n{done.stdout}"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = ("tensorflow", "keras", "pynvml", "plotly")
+HEAVY = ("tensorflow", "keras", "pynvml", "plotly", "jinja2", "pandas")
 
 
 def run_python(code: str, *, cwd: Path, path: Path | None = None) -> str:
