@@ -29,8 +29,12 @@ function themed(figure) {
   return { data, layout };
 }
 
+const PAPER = 660; // pixels between the margins of a sheet
+let printing = false;
+
 function drawFigure(place, figure) {
   const { data, layout } = themed(figure);
+  Object.assign(layout, printing ? { width: PAPER, autosize: false } : { autosize: true });
   startPlotly().react(place, data, layout, { responsive: true, displaylogo: false, displayModeBar: false });
 }
 
@@ -53,6 +57,14 @@ function startFigures() {
     startPlotly();
     for (const place of places) watcher.observe(place);
   });
-  addEventListener("beforeprint", () => places.forEach(draw));
+  addEventListener("beforeprint", () => {
+    printing = true;
+    places.forEach(draw);
+    drawFigures();
+  });
+  addEventListener("afterprint", () => {
+    printing = false;
+    drawFigures();
+  });
   onChoice(drawFigures);
 }
