@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from precscope.advice import Evidence
 
-__all__ = ["Series", "SkipStretch", "TrainingView", "marks", "spark", "training_view"]
+__all__ = ["Series", "TrainingView", "marks", "spark", "training_view"]
 
 _BLOCKS = "▁▂▃▄▅▆"  # no higher, lest a line touch the one above
 
@@ -21,23 +21,6 @@ class Series:
 
     steps: tuple[int, ...]
     values: tuple[float | None, ...]
-
-
-@dataclass(frozen=True)
-class SkipStretch:
-    """Train steps between two looks at the optimizer, some of which were skipped.
-
-    Attributes:
-        first_step: Its first step.
-        last_step: Its last step.
-        skipped: How many of its steps were skipped.
-        loss_scale: The loss scale after it; None where unknown.
-    """
-
-    first_step: int
-    last_step: int
-    skipped: int
-    loss_scale: float | None
 
 
 @dataclass(frozen=True)
@@ -53,7 +36,6 @@ class TrainingView:
         steps_seen: Steps between the first and the last look; sampled steps only, where there was no look.
         steps_skipped: How many of them were skipped; None where unknown.
         sampled_only: Whether only sampled steps could be judged.
-        skip_stretches: Where steps were skipped, in the order of time; empty where unknown.
     """
 
     span: tuple[int, int]
@@ -64,7 +46,6 @@ class TrainingView:
     steps_seen: int
     steps_skipped: int | None
     sampled_only: bool
-    skip_stretches: tuple[SkipStretch, ...] = ()
 
 
 def training_view(evidence: Evidence) -> TrainingView:
@@ -85,19 +66,6 @@ def training_view(evidence: Evidence) -> TrainingView:
         steps_seen=evidence.skips.seen,
         steps_skipped=evidence.skips.skipped,
         sampled_only=evidence.skips.sampled_only,
-        skip_stretches=_skip_stretches(evidence),
-    )
-
-
-def _skip_stretches(evidence: Evidence) -> tuple[SkipStretch, ...]:
-    """Return the stretches between two looks over which the count of skipped steps grew."""
-    known = [(look.step, look.steps_skipped, look.loss_scale) for look in evidence.run.loss_scales]
-    counted = [(step, skipped, scale) for step, skipped, scale in known if skipped is not None]
-    pairs = zip([(0, 0, None), *counted], counted, strict=False)
-    return tuple(
-        SkipStretch(before, max(step - 1, before), skipped - skipped_before, scale)
-        for (before, skipped_before, _), (step, skipped, scale) in pairs
-        if skipped > skipped_before
     )
 
 

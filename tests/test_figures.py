@@ -55,9 +55,10 @@ def test_range_map_refuses_what_it_cannot_show(run, words, message):
         run.figures.range_map(*words)
 
 
-def test_training_marks_skipped_steps(run):
-    (skipped,) = [trace for trace in run.figures.training().data if trace.name == "skipped steps"]
-    assert (list(skipped.x), list(skipped.y)) == ([9], [16384.0])
+def test_training_marks_skipped_steps_and_says_why(run):
+    (skipped,) = [trace for trace in run.figures.training().data if trace.name.startswith("skipped")]
+    assert skipped.name == "skipped, healthy"
+    assert list(skipped.customdata[0][1:]) == [2, "the scale had been doubled once too often: healthy"]
 
 
 def test_names_in_figures_are_text(tmp_path):

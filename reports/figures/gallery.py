@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from precscope.advice import Evidence, analyze
+from precscope.advice.loss_scale_account import loss_scale_account
 from precscope.reports.figures.memory import memory_figure
 from precscope.reports.figures.range_map import range_map_figure
 from precscope.reports.figures.reference_errors import reference_figure
@@ -48,7 +49,8 @@ class Figures:
 
     def training(self) -> go.Figure:
         """Return loss, loss scale and skipped steps over the run."""
-        return training_figure(training_view(self._evidence))
+        account = loss_scale_account(self._evidence)
+        return training_figure(training_view(self._evidence), account.stretches if account else ())
 
     def time_and_risk(self) -> go.Figure:
         """Return the time of each layer that computes in 16 bits beside what was found about it."""

@@ -8,17 +8,27 @@ from typing import TYPE_CHECKING
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from precscope.advice.loss_scale_account import CAUSES
 from precscope.advice.wording import counted
 from precscope.reports.figures.style import BAND_COLORS, LINES, styled
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from precscope.advice.loss_scale_verdict import SkippedStretch
     from precscope.reports.training_view import Series, TrainingView
 
 __all__ = ["training_figure"]
 
+#: Name, colour and symbol of skipped steps, by whether they were a fault.
+_SKIPS = {
+    False: ("skipped, healthy", BAND_COLORS["subnormal"], "triangle-down"),
+    True: ("skipped, a fault", BAND_COLORS["overflow"], "x"),
+}
 
-def training_figure(training: TrainingView) -> go.Figure:
-    """Return the loss above the loss scale; a mark where steps were skipped since the look before."""
+
+def training_figure(training: TrainingView, stretches: Sequence[SkippedStretch] = ()) -> go.Figure:
+    """Return the loss above the loss scale; a mark where steps were skipped, by whether that was a fault."""
     if not training.loss.steps and not training.loss_scale.steps:
         return styled(go.Figure(), nothing="No step was seen")
     figure = make_subplots(rows=2, shared_xaxes=True, vertical_spacing=0.08, row_heights=[0.45, 0.55])
@@ -36,16 +46,18 @@ def training_figure(training: TrainingView) -> go.Figure:
     scale = _finite(training.loss_scale)
     color = {"color": LINES[0]}
     figure.add_scatter(x=scale[0], y=scale[1], name="loss scale", line={"shape": "hv", **color}, row=2, col=1)
-    skips = training.skip_stretches
-    if skips:
+    for is_fault, (title, hue, symbol) in _SKIPS.items():
+        found = [stretch for stretch in stretches if stretch.is_fault is is_fault]
+        if not found:
+            continue
         figure.add_scatter(
-            x=[skip.last_step for skip in skips],
-            y=[skip.loss_scale for skip in skips],
-            customdata=[[skip.first_step, skip.skipped] for skip in skips],
-            name="skipped steps",
+            x=[stretch.latest for stretch in found],
+            y=[stretch.before or stretch.after for stretch in found],
+            customdata=[[stretch.earliest, stretch.skipped, CAUSES[stretch.cause]] for stretch in found],
+            name=title,
             mode="markers",
-            marker={"symbol": "x", "size": 9, "color": BAND_COLORS["overflow"]},
-            hovertemplate="%{customdata[1]} skipped from step %{customdata[0]} to %{x}<extra></extra>",
+            marker={"symbol": symbol, "size": 9, "color": hue},
+            hovertemplate="%{customdata[1]} skipped, step %{customdata[0]} to %{x}<br>%{customdata[2]}<extra></extra>",
             row=2,
             col=1,
         )

@@ -69,7 +69,7 @@ def page_view(run: Run) -> PageView:
     findings = analyze(evidence)
     risks, reference = risk_view(evidence, findings), reference_view(run)
     figures = {
-        "training": training_figure(report.training),
+        "training": training_figure(report.training, report.loss_scale.stretches if report.loss_scale else ()),
         "risk": time_and_risk_figure(risks),
         "memory": memory_figure(memory_series(run)),
         "reference": reference_figure(reference),

@@ -14,12 +14,13 @@ import jinja2
 from markupsafe import Markup
 
 from precscope.advice import Evidence
+from precscope.advice.loss_scale_account import CAUSES
 from precscope.advice.wording import counted
 from precscope.errors import PrecScopeError
-from precscope.formats import FORMATS
 from precscope.reports.page.page_view import page_view
 from precscope.reports.palette import LEVELS, PAGE_BANDS, SEVERITIES
 from precscope.reports.report_view import report_view
+from precscope.reports.scale_view import best_scale, headroom
 from precscope.reports.text import percent, printable, shorten, significant
 from precscope.reports.time_view import milliseconds
 
@@ -99,14 +100,16 @@ def _environment() -> jinja2.Environment:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters.update(
+        best_scale=best_scale,
         counted=counted,
+        headroom=headroom,
         milliseconds=milliseconds,
         percent=percent,
         printable=printable,
         shorten=shorten,
         significant=significant,
     )
-    environment.globals.update(FORMATS=FORMATS)
+    environment.globals.update(causes=CAUSES)
     environment.policies["json.dumps_kwargs"] = {"allow_nan": False, "separators": (",", ":")}
     return environment
 
