@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -32,6 +32,7 @@ __all__ = ["SCALES", "GradientTotals", "LayerCurve", "ScaleCurve", "gradient_tot
 #: The loss scales that are looked at.
 SCALES: tuple[float, ...] = tuple(2.0**exponent for exponent in range(25))
 
+_MOST_HISTOGRAMS = 128  # a histogram is read from the file a sample at a time
 _ROOM_BITS = 2.0  # what the best scale leaves: gradients of steps that were not sampled may be larger
 
 
@@ -82,12 +83,14 @@ class ScaleCurve:
 class GradientTotals:
     """Tensors at one loss scale, summed over the samples in which they were finite.
 
+    Of a run with more than 128 samples, `histograms` and `zeros` are of every k-th, so that a report stays quick.
+
     Attributes:
         scale: The loss scale that they carry; 1 without one.
         histograms: Counts uint64 [tensors, HISTOGRAM_BINS].
         largest: float64 [tensors], the largest magnitude; NaN where there is none.
         smallest: float64 [tensors], the smallest magnitude that is not zero; NaN where there is none.
-        is_exact: bool [tensors], whether the histograms looked at every value.
+        is_exact: bool [tensors], whether the histograms looked at every value of every sample.
         zeros: int64 [tensors].
         samples: Number of samples at this scale.
     """
@@ -123,22 +126,28 @@ def gradient_totals(run: Run, tensors: Sequence[TensorRecord]) -> list[GradientT
 
 
 def _totals(run: Run, columns: list[int], scale: float, samples: list[int]) -> GradientTotals:
-    scalars = run.scalars[samples][:, columns]
-    bad = scalars["positive_infinities"] + scalars["negative_infinities"] + scalars["nans"]
-    fine = (bad == 0) & (scalars["count"] > scalars["zeros"])
-    magnitude = np.maximum(np.abs(scalars["min"]), np.abs(scalars["max"])).astype(np.float64)
+    def field(name: str) -> NDArray[Any]:  # one by one: a copy of all fields takes as long as the rest
+        values: NDArray[Any] = run.scalars[name][np.ix_(samples, columns)]
+        return values
+
+    zeros, bad = field("zeros"), field("positive_infinities") + field("negative_infinities") + field("nans")
+    counts = field("count")
+    fine = (bad == 0) & (counts > zeros)
+    magnitude = np.maximum(np.abs(field("min")), np.abs(field("max"))).astype(np.float64)
+    stride = -(-len(run.samples) // _MOST_HISTOGRAMS)
+    shown = range(0, len(samples), stride)
     histograms = np.zeros((len(columns), HISTOGRAM_BINS), np.uint64)
-    for row, sample in enumerate(samples):
-        histograms += np.where(fine[row][:, None], run.histograms(sample)[columns], 0).astype(np.uint64)
+    for row in shown:
+        histograms += np.where(fine[row][:, None], run.histograms(samples[row])[columns], 0).astype(np.uint64)
     largest = np.max(np.where(fine, magnitude, -np.inf), axis=0, initial=-np.inf)
-    smallest = np.min(np.where(fine, scalars["smallest_nonzero"], np.inf), axis=0, initial=np.inf)
+    smallest = np.min(np.where(fine, field("smallest_nonzero"), np.inf), axis=0, initial=np.inf)
     return GradientTotals(
         scale,
         histograms,
         np.where(np.isfinite(largest), largest, np.nan),
         np.where(np.isfinite(smallest), smallest, np.nan).astype(np.float64),
-        np.all(~fine | (scalars["histogram_count"] == scalars["count"]), axis=0),
-        np.sum(np.where(bad == 0, scalars["zeros"], 0), axis=0).astype(np.int64),
+        np.all(~fine | (field("histogram_count") == counts), axis=0) & (stride == 1),
+        np.sum(np.where(bad == 0, zeros, 0)[shown], axis=0).astype(np.int64),
         len(samples),
     )
 

@@ -88,13 +88,17 @@ class ReportView:
     curve: ScaleCurve | None = None
 
 
-def report_view(evidence: Evidence, pattern: str | None = None) -> ReportView:
+def report_view(
+    evidence: Evidence, pattern: str | None = None, findings: Sequence[Finding] | None = None
+) -> ReportView:
     """Return what a report on the run says; of the layers that match `pattern`, with their weights, where given.
+
+    Findings that were made before need not be made again.
 
     Raises:
         PrecScopeError: The pattern is no regular expression, or matches no layer.
     """
-    findings = analyze(evidence)
+    findings = analyze(evidence) if findings is None else findings
     layers = matching(evidence.layers, pattern)
     verdict = give_verdict(evidence, findings)
     return ReportView(

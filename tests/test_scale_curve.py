@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from precscope.formats import FORMATS
-from precscope.scale_curve import SCALES, scale_curve
+from precscope.scale_curve import SCALES, gradient_totals, scale_curve
 from tests.synthetic_runs import SyntheticRun, values, with_bad
 
 INF = float("inf")
@@ -86,3 +86,13 @@ def test_without_gradients_there_is_no_curve(tmp_path):
     assert curve_of(tmp_path, {"activation first": values()}) is None
     assert curve_of(tmp_path / "none") is None
     assert curve_of(tmp_path / "bad", {"gradient first": with_bad(values(), INF)}) is None
+
+
+def test_a_long_run_shows_some_histograms_and_all_extremes(tmp_path, monkeypatch):
+    monkeypatch.setattr("precscope.scale_curve._MOST_HISTOGRAMS", 2)
+    steps = [{"gradient first": np.full(8, 2.0**place, np.float16)} for place in range(5)]
+    run = SyntheticRun(steps=steps, samples=[{"loss_scale": SCALE}] * 5).read(tmp_path / "run")
+    (totals,) = gradient_totals(run, run.tensors)
+    assert totals.histograms.sum() == 2 * 8  # the first of every three
+    assert (totals.largest, totals.smallest, totals.is_exact) == (16.0, 1.0, False)
+    assert totals.samples == 5

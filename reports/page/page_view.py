@@ -65,8 +65,8 @@ class PageView:
 def page_view(run: Run) -> PageView:
     """Return what the page on `run` says."""
     evidence = Evidence(run)
-    report = report_view(evidence)
     findings = analyze(evidence)
+    report = report_view(evidence, findings=findings)
     risks, reference = risk_view(evidence, findings), reference_view(run)
     figures = {
         "training": training_figure(report.training, report.loss_scale.stretches if report.loss_scale else ()),
