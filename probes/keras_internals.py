@@ -19,6 +19,8 @@ from tensorflow.python.ops.control_flow_v2_func_graphs import (
     WhileCondFuncGraph,
 )
 
+from precscope.policy import MODEL
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -55,7 +57,7 @@ __all__ = [
 ]
 
 #: Id of the model itself, for variables that no layer owns.
-MODEL_ID = "(model)"
+MODEL_ID = MODEL
 _BOOKKEEPING = ("_layers", "_metrics", "_tracker", "_parent", "_loss_tracker", "optimizer")
 _CONTROL_FLOW = (WhileBodyFuncGraph, WhileCondFuncGraph, CondBranchFuncGraph)
 
