@@ -28,6 +28,7 @@ __all__ = [
     "MODEL_ID",
     "build_train_function",
     "clone_function",
+    "converted_function",
     "current_graph",
     "growth_counter",
     "growth_steps",
@@ -227,17 +228,23 @@ def clone_function(function: Any, body: Callable[..., Any]) -> Any:
 
     `body` is called with the converted Python function of `function` as its first argument.
     """
-    python_function = function.python_function
-    if getattr(function, "_autograph", True):
-        python_function = tf.__internal__.autograph.tf_convert(
-            python_function, tf.__internal__.autograph.control_status_ctx()
-        )
+    python_function = converted_function(function)
 
     @functools.wraps(function.python_function)
     def cloned(*args: Any, **kwargs: Any) -> Any:
         return body(python_function, *args, **kwargs)
 
     return function._clone(tf.autograph.experimental.do_not_convert(cloned))
+
+
+def converted_function(function: Any) -> Callable[..., Any]:
+    """Return the Python function of a tf.function, converted by AutoGraph where the tf.function asks for that."""
+    python_function: Callable[..., Any] = function.python_function
+    if not getattr(function, "_autograph", True):
+        return python_function
+    context = tf.__internal__.autograph.control_status_ctx()
+    converted: Callable[..., Any] = tf.__internal__.autograph.tf_convert(python_function, context)
+    return converted
 
 
 def is_compiled_by_xla(function: Any) -> bool:
