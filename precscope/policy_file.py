@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable
 
-__all__ = ["FORMAT_NAME", "FORMAT_VERSION", "policy_yaml", "read_policy", "write_policy"]
+__all__ = ["FORMAT_NAME", "FORMAT_VERSION", "policy_yaml", "read_policy", "write_policy", "write_text"]
 
 FORMAT_NAME = "precscope-policy"
 FORMAT_VERSION = 1
@@ -43,12 +43,17 @@ def write_policy(policy: Policy, file: str | os.PathLike[str], overwrite: bool =
     Raises:
         PolicyError: The file exists and is not to be replaced, or it cannot be written.
     """
+    return write_text(policy_yaml(policy), file, overwrite)
+
+
+def write_text(text: str, file: str | os.PathLike[str], overwrite: bool = False) -> Path:
+    """Write a policy's text to `file`; see `write_policy`."""
     path = Path(file).expanduser()
     if path.exists() and not overwrite:
         raise PolicyError(f"'{path}' exists. Give another name, or --force (overwrite=True) to replace it.")
     part = path.with_name(f"{path.name}.part")
     try:
-        part.write_text(policy_yaml(policy), encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
         part.replace(path)
     except OSError as error:
         with suppress(OSError):

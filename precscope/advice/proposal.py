@@ -5,20 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from precscope.advice import keep_float32
+from precscope.advice import Evidence, analyze, keep_float32
 from precscope.formats import FORMATS
 from precscope.policy import MODEL, KeptLayer, MadeFor, OptimizerNeeds, Pin, Policy, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from precscope.advice.evidence import Evidence
     from precscope.advice.finding import Finding
+    from precscope.reader import Run
 
-__all__ = ["default_policy", "propose_policy", "reasons_for"]
+__all__ = ["default_policy", "policy_of_run", "propose_policy", "reasons_for"]
 
 #: What Keras' LossScaleOptimizer begins with (keras.src.optimizers.loss_scale_optimizer).
 _KERAS_INITIAL_SCALE = 2.0**15
+
+
+def policy_of_run(run: Run) -> Policy:
+    """Return the policy that a run's findings ask for."""
+    evidence = Evidence(run)
+    return propose_policy(evidence, analyze(evidence))
 
 
 def propose_policy(evidence: Evidence, findings: Sequence[Finding], pins: Sequence[str] | None = None) -> Policy:
