@@ -43,7 +43,7 @@ def test_the_code_is_printed_with_the_reasons(tmp_path, capsys):
     code = capsys.readouterr().out
     assert 'keras.config.set_dtype_policy("mixed_float16")' in code
     assert '#     Dense(..., dtype="float32")  # second' in code
-    assert "'second' turned finite input into something that is not" in code
+    assert "'second' is where it breaks: its output held infinities" in code
     assert "(observed)" in code
     compile(code, "policy", "exec")
 
