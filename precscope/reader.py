@@ -22,6 +22,7 @@ from precscope.rundir import find_run_directory, worker_file, worker_files
 from precscope.spread import Spread, spread_of
 from precscope.statistics import HISTOGRAM_BINS, TensorStatistics
 from precscope.suggest import did_you_mean
+from precscope.verification import Verification, read_verification
 from precscope.worker import Worker, read_worker
 
 if TYPE_CHECKING:
@@ -105,6 +106,15 @@ class Run:
         if self.record.status == "running" and self.process_alive is False:
             return "killed"
         return self.record.status
+
+    @cached_property
+    def verification(self) -> Verification | None:
+        """What `precscope verify` showed by replaying batches; None where it has not run.
+
+        Raises:
+            RunDirectoryError: It is damaged, or was written by a newer PrecScope.
+        """
+        return read_verification(self.path)
 
     @cached_property
     def scalars(self) -> NDArray[np.void]:

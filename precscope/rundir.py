@@ -25,7 +25,7 @@ __all__ = [
 KEPT_FOLDER = "kept"
 
 #: Every file that PrecScope writes into a run directory, and so may delete from it.
-_OWN_FILE = re.compile(r"worker-\d+\.sqlite(\.part)?(-wal|-shm|-journal)?|run\.yaml(\.part)?")
+_OWN_FILE = re.compile(r"worker-\d+\.sqlite(\.part)?(-wal|-shm|-journal)?|(run|verification|policy)\.yaml(\.part)?")
 _OWN_KEPT_FILE = re.compile(r"step-\d+\.npz(\.part)?")  # in the folder of kept batches
 _WORKER_FILE = re.compile(r"worker-(\d+)\.sqlite")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: pathlib folds the second; one letter is a Windows drive

@@ -265,12 +265,15 @@ class Session:
         if sampled.reading is None:
             return
         if self._batches is not None and self._handout is not None:
-            self._batches.keep(sampled.step, self._handout)
+            self._batches.keep(sampled.step, self._handout, self._read_weights)
         if self._instrumented and sampled.reading.loss is None:
             self._pending = (sampled, sampled.reading)  # `session.step` may tell the loss
             return
         self._keeper.keep_sample(sampled, sampled.reading)
         self._loss_scale.look()
+
+    def _read_weights(self) -> list[Any]:
+        return [weight.value for weight in self._model.weights]
 
     def _flush(self, loss: Any = None) -> None:
         if self._pending is not None:

@@ -3,28 +3,73 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from precscope.advice import Evidence, analyze, keep_float32
+from precscope.advice.wording import counted, listed
 from precscope.formats import FORMATS
-from precscope.policy import MODEL, KeptLayer, MadeFor, OptimizerNeeds, Pin, Policy, Reason
+from precscope.policy import MODEL, KeptLayer, MadeFor, OptimizerNeeds, Pin, Policy, Proof, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from precscope.advice.finding import Finding
     from precscope.reader import Run
+    from precscope.verification import Verification
 
-__all__ = ["default_policy", "policy_of_run", "propose_policy", "reasons_for"]
+__all__ = ["default_policy", "policy_of_run", "propose_policy", "reasons_for", "verdict_sentence", "verified_policy"]
 
 #: What Keras' LossScaleOptimizer begins with (keras.src.optimizers.loss_scale_optimizer).
 _KERAS_INITIAL_SCALE = 2.0**15
 
 
 def policy_of_run(run: Run) -> Policy:
-    """Return the policy that a run's findings ask for."""
+    """Return the policy that a run asks for: what was verified by replay, otherwise what its findings advise.
+
+    Raises:
+        RunDirectoryError: The verification is damaged.
+    """
     evidence = Evidence(run)
-    return propose_policy(evidence, analyze(evidence))
+    findings = analyze(evidence)
+    if run.verification is None:
+        return propose_policy(evidence, findings)
+    return verified_policy(propose_policy(evidence, findings, run.verification.pins), run.verification)
+
+
+def verified_policy(policy: Policy, verification: Verification) -> Policy:
+    """Return `policy`, which pins what the verification pins, with the outcome and the prices."""
+    pins = tuple(replace(pin, price=verification.pin_prices.get(pin.layer)) for pin in policy.pins)
+    after = verification.after
+    proof = Proof(
+        sentence=verdict_sentence(verification),
+        cosine_before=verification.before.worst.cosine,
+        cosine_after=None if after is None else after.worst.cosine,
+        threshold=verification.criterion.gradient_cosine,
+        batches=len(verification.batches),
+        loss_scales=tuple(dict.fromkeys(r.loss_scale for r in (after or verification.before).replays)),
+        device=verification.device,
+    )
+    return replace(policy, default=verification.default, pins=pins, proven=verification.proven, proof=proof)
+
+
+def verdict_sentence(verification: Verification) -> str:
+    """Return the outcome of a verification in one sentence."""
+    pins, batches = verification.pins, counted(len(verification.batches), "batch").replace("batchs", "batches")
+    if verification.nothing_needed:
+        return f"Proven by replaying {batches}: no layer needs float32."
+    if verification.proven:
+        smallest = "" if verification.is_minimal else "; a smaller set may do, the tests ran out"
+        return f"Proven by replaying {batches}: {listed(pins, most=8)} in float32 suffice{_s(pins)}{smallest}."
+    worst = verification.before.worst
+    return (
+        f"Not proven: no set of layers that was tried in float32 agrees with float32 on {batches} "
+        f"({verification.trials} sets). Plain mixed precision: {worst.why_not or 'it passes'}."
+    )
+
+
+def _s(names: Sequence[str]) -> str:
+    return "s" if len(names) == 1 else ""
 
 
 def propose_policy(evidence: Evidence, findings: Sequence[Finding], pins: Sequence[str] | None = None) -> Policy:
