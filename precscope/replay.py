@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from precscope.advice.wording import plain, quoted
+from precscope.advice.wording import counted, plain, quoted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -178,7 +178,7 @@ def _not_finite(comparisons: Sequence[VariableComparison], outputs_finite: bool,
         return None
     layers = list(dict.fromkeys(item.layer for item in bad))
     return f"the gradient of {quoted(layers[-1])} is not finite" + (
-        f", nor that of {len(layers) - 1} more" if len(layers) > 1 else ""
+        f", nor that of {counted(len(layers) - 1, 'other layer')}" if len(layers) > 1 else ""
     )
 
 

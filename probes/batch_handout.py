@@ -177,8 +177,8 @@ class BatchKeeping:
             return {"weights": weights}
         self._leaves_weights_out = True
         self._tell(
-            f"batches are kept without the weights that they were trained with, {sizes_mib[1]:.3g} MiB a batch: raise "
-            f"keep_batches_mib to {needed_mib:.3g} for them. Without, verify replays with the weights that the model has."
+            f"batches are kept without the weights of their step, {sizes_mib[1]:.3g} MiB a batch: raise "
+            f"keep_batches_mib to {needed_mib:.3g} for them. Without, a replay takes the weights that the model has."
         )
         return {}
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 __all__ = ["ReplayBatch", "Replayer"]
 
 _FINITE = "outputs finite"
+_LEAST_PASSES, _MOST_PASSES = 7, 51  # that are timed of each setting: enough for a median and its quartiles
+_LONGEST_S = 10.0  # no more passes are timed than fit, beyond the least
 
 
 @dataclass(frozen=True)
@@ -126,10 +128,10 @@ class Replayer:
         replays = [self._replay(policies, reference, scale) for scale in scales.all for reference in self._references]
         return Measured(tuple(replays), len(scales.judged) * len(self._references))
 
-    def price(self, settings: Mapping[str, Mapping[str, str]], scale: float, passes: int) -> dict[str, PricedPolicy]:
-        """Time one pass of the first batch under each of the settings, by name, in turn, so that drifts hit all alike.
+    def price(self, settings: Mapping[str, Mapping[str, str]], scale: float) -> tuple[dict[str, PricedPolicy], int]:
+        """Time passes of the first batch under each of the settings, by name, in turn, so that drifts hit all alike.
 
-        Each is traced and has run before it is timed. The time holds what a replay saves and restores; that is the same
+        Return what each costs, and how many passes of each were timed. Each is traced and has run before it is timed. The time holds what a replay saves and restores; that is the same
         for all of them.
         """
         batch = self._references[0].batch
@@ -137,9 +139,12 @@ class Replayer:
         peaks = dict.fromkeys(settings, 0)
         memory = AllocatorMemory("GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0")
         with self._weights_of(batch):
-            for name, policies in settings.items():
+            for policies in settings.values():
                 self._step_for(policies).run(*batch.args, loss_scale=scale, **batch.kwargs)
-            for _ in range(passes):
+            began_s = time.perf_counter()
+            for done in range(_MOST_PASSES):
+                if done >= _LEAST_PASSES and time.perf_counter() - began_s > _LONGEST_S:
+                    break
                 for name, policies in settings.items():
                     memory.reset()
                     start_ns = time.perf_counter_ns()
@@ -147,10 +152,11 @@ class Replayer:
                     _wait_for(result)
                     times_ms[name].append((time.perf_counter_ns() - start_ns) / 1e6)
                     peaks[name] = max(peaks[name], (memory.read() or (0, 0))[1])
-        return {
+        prices = {
             name: _priced(times_ms[name], peaks[name], self._tried[_key(policies)].casts)
             for name, policies in settings.items()
         }
+        return prices, min(map(len, times_ms.values()))
 
     def _replay(self, policies: Mapping[str, str], reference: _Reference, scale: float) -> Replay:
         batch = reference.batch

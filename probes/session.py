@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from precscope.probes.recorder import Reading, Recorder
+    from precscope.verification import Verification
 
 __all__ = ["Session", "profile"]
 
@@ -205,6 +206,36 @@ class Session:
         """Sample again."""
         self._require_open("resume")
         self._loop.pause(False)
+
+    def verify(self, **options: Any) -> Verification:
+        """Prove by replay which layers have to stay in float32, with the model as it is now; inside or after the block.
+
+        Batches that were kept (`keep_batches_mib`) go forward and backward without an update, in float32 and under the
+        policies that are tried; the smallest set of layers that agrees with float32 is found and priced. The outcome
+        is written into the run directory, with `policy.yaml`.
+
+        Args:
+            **options: `most_batches` to replay (3), `most_tests` sets of layers to try (60), a `dataset` to take
+                batches from where none were kept, a `criterion` (`precscope.replay.Criterion`), and `report`, which is
+                called before each set with the number of sets tried and of those left at most.
+
+        Raises:
+            SessionError: The session has not begun.
+            PrecScopeError: No batches were kept, or there is nothing to compare them with.
+        """
+        if self._state == "new":
+            raise SessionError("session.verify was called before the session began: it tests what a training recorded.")
+        from precscope.probes.verify_session import print_progress, verify_and_write
+
+        if self._state == "open":
+            self._flush()
+        step = self._instrumented[-1].plain if self._instrumented else None
+        options = {"report": print_progress(), "step": step, "optimizer": self._given_optimizer} | options
+        try:
+            return verify_and_write(self._model, self.path, **options)
+        finally:
+            if self._state == "open":
+                self._loop.open_window()  # this was no train step
 
     def _require_open(self, method: str) -> None:
         if self._state != "open":

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = ["verify_model"]
 
-_TIMED_PASSES = 9  # of each setting: enough for a median and its quartiles
 _MOST_ROUNDS_OF_REFERENCE = 4  # each leaves out one more layer that cannot be flipped
 
 
@@ -227,9 +226,8 @@ def _verification(
         "float32": setup.policies(frozenset((*setup.suspects, *setup.others))),
     }
     without = {pin: setup.policies(frozenset(pins) - {pin}) for pin in pins}
-    prices = replayer.price(
-        settings | {f"without {pin}": policies for pin, policies in without.items()}, scales.judged[0], _TIMED_PASSES
-    )
+    every = settings | {f"without {pin}": policies for pin, policies in without.items()}
+    prices, passes = replayer.price(every, scales.judged[0])
     return Verification(
         proven=proven,
         is_minimal=result.is_minimal,
@@ -245,7 +243,7 @@ def _verification(
         criterion=criterion,
         prices={name: prices[name] for name in settings},
         pin_prices={pin: prices["policy"].beside(prices[f"without {pin}"]) for pin in pins},
-        timed_passes=_TIMED_PASSES,
+        timed_passes=passes,
         device=_device(),
         unix_s=time.time(),
     )

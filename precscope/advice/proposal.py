@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     from precscope.reader import Run
     from precscope.verification import Verification
 
-__all__ = ["default_policy", "policy_of_run", "propose_policy", "reasons_for", "verdict_sentence", "verified_policy"]
+__all__ = [
+    "default_policy",
+    "policy_of_evidence",
+    "policy_of_run",
+    "propose_policy",
+    "reasons_for",
+    "verdict_sentence",
+    "verified_policy",
+]
 
 #: What Keras' LossScaleOptimizer begins with (keras.src.optimizers.loss_scale_optimizer).
 _KERAS_INITIAL_SCALE = 2.0**15
@@ -31,10 +39,15 @@ def policy_of_run(run: Run) -> Policy:
         RunDirectoryError: The verification is damaged.
     """
     evidence = Evidence(run)
-    findings = analyze(evidence)
-    if run.verification is None:
+    return policy_of_evidence(evidence, analyze(evidence))
+
+
+def policy_of_evidence(evidence: Evidence, findings: Sequence[Finding]) -> Policy:
+    """Return what `policy_of_run` does, where the findings were made before."""
+    verification = evidence.run.verification
+    if verification is None:
         return propose_policy(evidence, findings)
-    return verified_policy(propose_policy(evidence, findings, run.verification.pins), run.verification)
+    return verified_policy(propose_policy(evidence, findings, verification.pins), verification)
 
 
 def verified_policy(policy: Policy, verification: Verification) -> Policy:
