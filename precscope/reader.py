@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from precscope.errors import RunDirectoryError
+from precscope.kept_batches import KeptBatch, kept_batches
 from precscope.layer_time import LayerTime, layer_times
 from precscope.records import SCALAR_DTYPE
 from precscope.run_failures import damaged
@@ -21,6 +22,7 @@ from precscope.rundir import find_run_directory, worker_file, worker_files
 from precscope.spread import Spread, spread_of
 from precscope.statistics import HISTOGRAM_BINS, TensorStatistics
 from precscope.suggest import did_you_mean
+from precscope.verification import Verification, read_verification
 from precscope.worker import Worker, read_worker
 
 if TYPE_CHECKING:
@@ -106,6 +108,15 @@ class Run:
         return self.record.status
 
     @cached_property
+    def verification(self) -> Verification | None:
+        """What `precscope verify` showed by replaying batches; None where it has not run.
+
+        Raises:
+            RunDirectoryError: It is damaged, or was written by a newer PrecScope.
+        """
+        return read_verification(self.path)
+
+    @cached_property
     def scalars(self) -> NDArray[np.void]:
         """SCALAR_DTYPE [samples, tensors], read-only; `count` is 0 where a tensor was not recorded in a sample.
 
@@ -188,6 +199,11 @@ class Run:
         batches = {item.batch for item in self.step_times}
         time_ns, batch = self.step_time_ns(), batches.pop() if len(batches) == 1 else None
         return None if time_ns is None or batch is None else batch / time_ns.median * 1e9
+
+    @cached_property
+    def kept_batches(self) -> tuple[KeptBatch, ...]:
+        """The training batches kept in the run directory, by step; none unless `keep_batches_mib` was set."""
+        return kept_batches(self.path)
 
     @property
     def figures(self) -> Figures:

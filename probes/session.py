@@ -13,6 +13,7 @@ import keras
 from precscope.errors import SessionError
 from precscope.options import Options, resolve_options
 from precscope.probes import keras_internals
+from precscope.probes.batch_handout import BatchHandout, BatchKeeping
 from precscope.probes.custom_loop import InstrumentedStep
 from precscope.probes.environment import describe_hardware, describe_model, describe_software
 from precscope.probes.keeper import Keeper
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from precscope.probes.recorder import Reading, Recorder
+    from precscope.verification import Verification
 
 __all__ = ["Session", "profile"]
 
@@ -94,6 +96,8 @@ class Session:
         self._called: set[int] = set()
         self._pending: tuple[SampledStep, Reading] | None = None
         self._optimizer_taps: OptimizerTaps | None = None
+        self._handout: BatchHandout | None = None  # where somebody wants batches
+        self._batches: BatchKeeping | None = None
 
     @property
     def _optimizer(self) -> Any:
@@ -115,6 +119,11 @@ class Session:
         self._records = ModelRecords(self._model, self.options)
         self._keeper = Keeper(writer, self._records, self._stop_recording)
         self._loss_scale = LossScalePoll(lambda: self._optimizer, self._loop, self._keeper)
+        if self.options.keep_batches_mib:
+            self._handout = BatchHandout()
+            self._batches = BatchKeeping(
+                writer.path, self.options.keep_batches_mib, lambda message: self._tell("warning", message)
+            )
         self._measurements = Measurements(self._model, lambda: self._optimizer, self.options, self._loop, self._keeper)
         self._keeper.keep_layers()
         self._undo = keras_internals.set_instance_attribute(self._model, "make_train_function", self._make_function)
@@ -165,7 +174,7 @@ class Session:
         self._require_open("instrument")
         if not callable(train_step):
             raise SessionError(f"session.instrument expects a train step that can be called, received {train_step!r}.")
-        step = InstrumentedStep(train_step, self._loop, self._make_taps, self._is_built, self._advance)
+        step = InstrumentedStep(train_step, self._loop, self._make_taps, self._is_built, self._advance, self._handout)
         self._instrumented.append(step)
         return step
 
@@ -198,6 +207,36 @@ class Session:
         self._require_open("resume")
         self._loop.pause(False)
 
+    def verify(self, **options: Any) -> Verification:
+        """Prove by replay which layers have to stay in float32, with the model as it is now; inside or after the block.
+
+        Batches that were kept (`keep_batches_mib`) go forward and backward without an update, in float32 and under the
+        policies that are tried; the smallest set of layers that agrees with float32 is found and priced. The outcome
+        is written into the run directory, with `policy.yaml`.
+
+        Args:
+            **options: `most_batches` to replay (3), `most_tests` sets of layers to try (60), a `dataset` to take
+                batches from where none were kept, a `criterion` (`precscope.replay.Criterion`), and `report`, which is
+                called before each set with the number of sets tried and of those left at most.
+
+        Raises:
+            SessionError: The session has not begun.
+            PrecScopeError: No batches were kept, or there is nothing to compare them with.
+        """
+        if self._state == "new":
+            raise SessionError("session.verify was called before the session began: it tests what a training recorded.")
+        from precscope.probes.verify_session import print_progress, verify_and_write
+
+        if self._state == "open":
+            self._flush()
+        step = self._instrumented[-1].plain if self._instrumented else None
+        options = {"report": print_progress(), "step": step, "optimizer": self._given_optimizer} | options
+        try:
+            return verify_and_write(self._model, self.path, **options)
+        finally:
+            if self._state == "open":
+                self._loop.open_window()  # this was no train step
+
     def _require_open(self, method: str) -> None:
         if self._state != "open":
             raise SessionError(
@@ -217,7 +256,7 @@ class Session:
         plain = model.train_function
         if not isinstance(current, ChoosingTrainFunction) or current.plain is not plain:
             self._loss_scale.count_anew()
-            current = ChoosingTrainFunction(model, plain, self._loop, self._make_taps)
+            current = ChoosingTrainFunction(model, plain, self._loop, self._make_taps, self._handout)
         model.train_function = plain if self._has_several_replicas() else current
         return model.train_function
 
@@ -256,11 +295,16 @@ class Session:
             self._tell("warning", misuse)
         if sampled.reading is None:
             return
+        if self._batches is not None and self._handout is not None:
+            self._batches.keep(sampled.step, self._handout, self._read_weights)
         if self._instrumented and sampled.reading.loss is None:
             self._pending = (sampled, sampled.reading)  # `session.step` may tell the loss
             return
         self._keeper.keep_sample(sampled, sampled.reading)
         self._loss_scale.look()
+
+    def _read_weights(self) -> list[Any]:
+        return [weight.value for weight in self._model.weights]
 
     def _flush(self, loss: Any = None) -> None:
         if self._pending is not None:

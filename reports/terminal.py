@@ -14,6 +14,7 @@ from precscope.reports.palette import BOLD, FAINT, LEVELS, LINE, PLAIN, SEVERITI
 from precscope.reports.report_view import FindingView, ReportView, report_view
 from precscope.reports.scale_view import best_scale, headroom, skip_lines
 from precscope.reports.terminal_lines import graph, heading, note, paragraph
+from precscope.reports.terminal_proof import proof_lines
 from precscope.reports.terminal_table import layer_table
 from precscope.reports.terminal_time import time_and_memory
 from precscope.reports.text import cut, percent, printable, shorten, significant
@@ -50,6 +51,7 @@ def render_report(view: ReportView, width: int, *, show_all: bool = False) -> It
     """Yield the report's lines, at most `width` columns wide."""
     yield from _run(view, width)
     yield from _verdict(view, width)
+    yield from proof_lines(view.proof, width)
     yield from _training(view, width, show_all)
     yield from _findings(view, width, show_all)
     yield from _layers(view, width, show_all)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from precscope.advice import Evidence, analyze
+from precscope.advice.proposal import policy_of_evidence
 from precscope.reports.figures.memory import memory_figure
 from precscope.reports.figures.reference_errors import reference_figure
 from precscope.reports.figures.time_and_risk import time_and_risk_figure
@@ -76,7 +77,7 @@ def page_view(run: Run) -> PageView:
     }
     return PageView(
         report=report,
-        policy=policy_text(evidence, report.verdict.keep_float32),
+        policy=policy_text(policy_of_evidence(evidence, findings)),
         quadrants=_quadrants(risks),
         reference=reference,
         figures={name: figure if figure.data else None for name, figure in figures.items()},
