@@ -18,6 +18,7 @@ from tensorflow.python.ops.control_flow_v2_func_graphs import (
     WhileBodyFuncGraph,
     WhileCondFuncGraph,
 )
+from tensorflow.python.util import tf_stack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -42,6 +43,7 @@ __all__ = [
     "reduce_together",
     "scale_variable",
     "set_instance_attribute",
+    "stack",
     "steps_per_epoch",
     "tie",
     "update_counter",
@@ -186,6 +188,11 @@ def is_compiled_by_xla(function: Any) -> bool:
 def current_graph() -> Any:
     """Return the graph that is being built, or None when executing eagerly."""
     return None if tf.executing_eagerly() else tf_ops.get_default_graph()
+
+
+def stack() -> list[Any]:
+    """Return the frames of the call at hand, outermost first; lines that AutoGraph converted are the user's own."""
+    return list(tf_stack.extract_stack())
 
 
 def in_control_flow_of(graph: Any, root: Any) -> bool:
