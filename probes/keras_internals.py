@@ -27,6 +27,7 @@ __all__ = [
     "MODEL_ID",
     "build_train_function",
     "clone_function",
+    "converted_function",
     "current_graph",
     "growth_counter",
     "growth_steps",
@@ -39,10 +40,14 @@ __all__ = [
     "loss_scale",
     "loss_scaling",
     "optimized_variables",
+    "overrides_compute_dtype",
+    "own_policy",
     "own_variables",
     "reduce_together",
+    "refresh_dtype_cache",
     "scale_variable",
     "set_instance_attribute",
+    "set_own_policy",
     "stack",
     "steps_per_epoch",
     "tie",
@@ -116,6 +121,62 @@ def own_variables(layer: Any) -> list[Any]:
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
+def own_policy(layer: Any) -> Any:
+    """Return the dtype policy that `layer` follows: of a DTypePolicyMap, what the map says about this layer."""
+    policy = layer._dtype_policy
+    if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
+        return policy[layer.path] if layer.path else policy.default_policy
+    return policy
+
+
+def overrides_compute_dtype(layer: Any) -> bool:
+    """Tell whether the layer's class computes in a dtype of its own choice, whatever its policy says."""
+    return type(layer).compute_dtype is not keras.layers.Layer.compute_dtype
+
+
+def set_own_policy(layer: Any, policy: Any) -> Callable[[], None]:
+    """Give `layer` this dtype policy and no other layer; return a function that undoes it.
+
+    Past Keras' setter, which writes into a DTypePolicyMap that other layers, and Keras' global policy, share.
+    """
+    before = layer._dtype_policy
+    layer._dtype_policy = policy
+
+    def undo() -> None:
+        layer._dtype_policy = before
+
+    return undo
+
+
+def refresh_dtype_cache(layer: Any) -> Callable[[], None]:
+    """Bring what a layer keeps in its compute dtype to the present policy; return a function that undoes it.
+
+    Among Keras' layers that is Normalization alone, which keeps mean and variance as constants.
+    """
+    if not isinstance(layer, keras.layers.Normalization) or getattr(layer, "mean", None) is None:
+        return lambda: None
+    before = layer.mean, layer.variance
+    with tf.init_scope():
+        if layer.input_mean is None:
+            layer.finalize_state()
+        else:  # given by the user, perhaps with more digits than the cast ones have
+            pairs = zip(before, (layer.input_mean, layer.input_variance), strict=True)
+            layer.mean, layer.variance = (_given(layer, cast, given) for cast, given in pairs)
+
+    def undo() -> None:
+        layer.mean, layer.variance = before
+
+    return undo
+
+
+def _given(layer: Any, cast: Any, given: Any) -> Any:
+    """Return a constant of a Normalization layer as it was given, in the shape that `build` gave it."""
+    full = keras.ops.convert_to_tensor(given)
+    if full.shape.num_elements() != cast.shape.num_elements():
+        return keras.ops.cast(cast, layer.compute_dtype)  # it was broadcast
+    return keras.ops.cast(keras.ops.reshape(full, cast.shape), layer.compute_dtype)
+
+
 def set_instance_attribute(target: Any, name: str, value: Any) -> Callable[[], None]:
     """Shadow a method by an attribute of the instance, past Keras' tracking; return a function that undoes it."""
     missing = object()
@@ -167,17 +228,23 @@ def clone_function(function: Any, body: Callable[..., Any]) -> Any:
 
     `body` is called with the converted Python function of `function` as its first argument.
     """
-    python_function = function.python_function
-    if getattr(function, "_autograph", True):
-        python_function = tf.__internal__.autograph.tf_convert(
-            python_function, tf.__internal__.autograph.control_status_ctx()
-        )
+    python_function = converted_function(function)
 
     @functools.wraps(function.python_function)
     def cloned(*args: Any, **kwargs: Any) -> Any:
         return body(python_function, *args, **kwargs)
 
     return function._clone(tf.autograph.experimental.do_not_convert(cloned))
+
+
+def converted_function(function: Any) -> Callable[..., Any]:
+    """Return the Python function of a tf.function, converted by AutoGraph where the tf.function asks for that."""
+    python_function: Callable[..., Any] = function.python_function
+    if not getattr(function, "_autograph", True):
+        return python_function
+    context = tf.__internal__.autograph.control_status_ctx()
+    converted: Callable[..., Any] = tf.__internal__.autograph.tf_convert(python_function, context)
+    return converted
 
 
 def is_compiled_by_xla(function: Any) -> bool:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from precscope.probes import keras_internals
+from precscope.probes import keras_internals, shadow_internals
 from precscope.probes.recorder import Recorder, TensorKey
 
 if TYPE_CHECKING:
@@ -159,20 +159,13 @@ class LayerTaps:
             x = x if plan.unseen else recorder.record(forward, x)
             return tf.identity(x), lambda gradient: _tap_gradient(recorder, backward, plan, gradient)
 
-        return _keep_mask(tensor, tf.custom_gradient(tap)(tensor))
+        return shadow_internals.with_mask_of(tensor, tf.custom_gradient(tap)(tensor))
 
 
 def _tap_gradient(recorder: Recorder, key: TensorKey, plan: TapPlan, gradient: Any) -> Any:
     if plan.gradient_unseen or not recorder.active or not isinstance(gradient, tf.Tensor):
         return gradient
     return recorder.record(key, gradient)
-
-
-def _keep_mask(tensor: Any, tapped: Any) -> Any:
-    mask = getattr(tensor, "_keras_mask", None)
-    if mask is not None:
-        tapped._keras_mask = mask
-    return tapped
 
 
 def _before_cast(tensor: Any) -> Any:
