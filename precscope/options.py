@@ -103,6 +103,9 @@ class Options:
         profile_steps: How many plain steps TensorFlow's profiler records, once, for the time of ops and layers; 0 for
             none.
         profile_start: First train step that it may record, from 0; it moves on where a sample is due.
+        dense_steps: How many steps in a row are sampled, whatever that costs, when a value turned infinite or NaN; 0
+            for none. At most five times in a run, or one step in a hundred.
+        tripwire: Keep the weights and the batch of the first step that turns non-finite, so that it can be replayed.
         device_interval_s: Seconds between two looks at the devices (memory, utilization, power, ...); 0 for none.
 
     Raises:
@@ -121,6 +124,8 @@ class Options:
     profile_steps: int = _option(5, _integer(0))
     profile_start: int = _option(20, _integer(0))
     device_interval_s: float = _option(0.1, _interval)
+    dense_steps: int = _option(8, _integer(0))
+    tripwire: bool = _option(False, _flag)
 
     def __post_init__(self) -> None:
         for item in fields(self):

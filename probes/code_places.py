@@ -17,7 +17,7 @@ from precscope.probes import keras_internals
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["innermost_own_frame", "place_of_call", "place_of_frame", "place_of_name"]
+__all__ = ["innermost_own_frame", "place_of_call", "place_of_frame", "place_of_name", "place_of_ops"]
 
 _LIBRARIES = tuple(
     str(Path(package.__file__).parent) for package in (keras, tf, sys.modules["precscope"]) if package.__file__
@@ -26,6 +26,8 @@ _LIBRARIES = tuple(
 _PROBES = str(Path(__file__).parent)
 _STANDARD = (sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"])
 _FOREIGN = (*_LIBRARIES, _PROBES, *_STANDARD, "<")
+# PrecScope's modules that run a train step with taps.
+_ENTRIES = tuple(str(Path(__file__).with_name(name)) for name in ("train_function.py", "shadow_step.py"))
 #: Ops that only hand values on, whose line tells nothing about where values arise.
 _PASSING_ON = ("Cast", "Const", "Identity", "NoOp", "Placeholder", "ReadVariableOp", "Reshape", "Shape", "StridedSlice")
 
@@ -42,28 +44,32 @@ def place_of_frame(frame: Any) -> str:
     return f"{Path(frame.filename).name}:{frame.lineno}" + (f": {line}" if line else "")
 
 
-def place_of_call(entry: tuple[str, str], layer: Any, ops: Iterable[Any]) -> str | None:
+def place_of_call(layer: Any, ops: Sequence[Any]) -> str | None:
     """Return the user's line that computes in a layer's call, or else calls it; None where only libraries do.
 
     Args:
-        entry: File and function of PrecScope's own frame below which the train step was traced: what lies outside (a
-            script that calls `fit`) tells nothing about the layer.
         layer: The layer.
         ops: The ops that its call made; none in eager execution.
     """
-    own: dict[tuple[str, int], Any] = {}
     # Inside a library's layer no line is the user's: any op tells who called it.
-    for op in ops if _is_own(type(layer)) else list(ops)[:1]:
-        if op.type not in _PASSING_ON and (frame := innermost_own_frame(_below(list(op.traceback), entry))):
-            own.setdefault((frame.filename, frame.lineno), frame)
-    if not own and (frame := innermost_own_frame(_below(keras_internals.stack(), entry))):
-        own[frame.filename, frame.lineno] = frame
+    place = place_of_ops(ops if _is_own(type(layer)) else ops[:1])
+    if place is None and not ops:
+        frame = innermost_own_frame(_in_trace(keras_internals.stack()))
+        place = None if frame is None else place_of_frame(frame)
+    return place or _place_of_class(type(layer).call)
+
+
+def place_of_ops(ops: Iterable[Any]) -> str | None:
+    """Return the user's line that made these ops, or from which line to which they go; None where only libraries do."""
+    own: dict[int, Any] = {}
+    for op in ops:
+        frame = None if op.type in _PASSING_ON else innermost_own_frame(_in_trace(list(op.traceback)))
+        if frame is not None and frame.filename == next(iter(own.values()), frame).filename:
+            own.setdefault(frame.lineno, frame)
     if not own:
-        return _place_of_class(type(layer).call)
-    frames = list(own.values())
-    same_file = [frame for frame in frames if frame.filename == frames[0].filename]
-    first, last = (chosen(frame.lineno for frame in same_file) for chosen in (min, max))
-    return place_of_frame(frames[0]) if first == last else f"{Path(frames[0].filename).name}:{first}-{last}"
+        return None
+    frame = own[min(own)]
+    return place_of_frame(frame) if len(own) == 1 else f"{Path(frame.filename).name}:{min(own)}-{max(own)}"
 
 
 def place_of_name(name: str) -> str | None:
@@ -89,10 +95,13 @@ def _is_own(layer_class: type[Any]) -> bool:
     return file is None or not file.startswith(_FOREIGN)
 
 
-def _below(frames: Sequence[Any], entry: tuple[str, str]) -> Sequence[Any]:
-    """Return the frames inside the innermost one of `entry`; all of them where it is not among them."""
-    entered = [number for number, frame in enumerate(frames) if (frame.filename, frame.name) == entry]
-    return frames[entered[-1] + 1 :] if entered else frames
+def _in_trace(frames: Sequence[Any]) -> Sequence[Any]:
+    """Return the frames inside the train step: what lies outside, a script that calls `fit`, tells nothing of a layer.
+
+    The innermost frame of PrecScope's that runs the step parts the two; where there is none, nothing is known.
+    """
+    entered = [number for number, frame in enumerate(frames) if frame.filename.startswith(_ENTRIES)]
+    return frames[entered[-1] + 1 :] if entered else []
 
 
 def _place_of_class(call: Callable[..., Any]) -> str | None:

@@ -45,6 +45,7 @@ __all__ = [
     "own_variables",
     "reduce_together",
     "refresh_dtype_cache",
+    "running_loss",
     "scale_variable",
     "set_instance_attribute",
     "set_own_policy",
@@ -204,6 +205,11 @@ def build_train_function(model: Any, step: Callable[[Any], Any]) -> Callable[[An
         undo()
         undo_make()
         model.train_function = before
+
+
+def running_loss(model: Any) -> Any:
+    """Return the variable in which `fit` adds up the epoch's loss; None where there is none."""
+    return getattr(getattr(model, "_loss_tracker", None), "total", None)
 
 
 def usual_batch(model: Any, steps: int) -> int | None:

@@ -42,7 +42,7 @@ __all__ = ["Reading", "Recorder", "TensorKey", "TracedTensor"]
 
 # Row 0 of the buffer: a stamp that tells whether this buffer was written by the step just run, and the step's scalars.
 _STAMP, _LOSS, _SCALE, _BEFORE, _AFTER, _HAS_LOSS, _HAS_SCALE, _HAS_UPDATE = range(8)
-_EXTRAS = 2  # updates, lost updates
+_EXTRAS = 3  # updates, lost updates, weights that the update left non-finite
 
 
 class TensorKey(NamedTuple):
@@ -74,11 +74,15 @@ class _Waiting:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one probed step recorded; arrays are ordered like `tensors`."""
+    """What one probed step recorded; arrays are ordered like `tensors`.
+
+    `spoiled` tells of each weight how many elements were finite before the update and not after it.
+    """
 
     tensors: tuple[TracedTensor, ...]
     scalars: NDArray[np.void]
     histograms: NDArray[np.uint64]
+    spoiled: NDArray[np.int64]
     loss: float | None
     loss_scale: float | None
     updates_before: int | None
@@ -257,7 +261,7 @@ class Recorder:
         return tf.concat([first, tf.concat([rows, self._lost_updates(trace)], 1)], 0)
 
     def _lost_updates(self, trace: _Trace) -> Any:
-        """Return updates and lost updates of every tensor, 0 for those that are no weights: int64 [tensors, 2]."""
+        """Return what became of every weight, 0 for tensors that are none: int64 [tensors, _EXTRAS]."""
         none = tf.zeros([1, _EXTRAS], tf.int64)
         table = tf.concat([count_lost_updates(list(trace.updates.values())), none], 0) if trace.updates else none
         positions = {key: position for position, key in enumerate(trace.updates)}
@@ -335,6 +339,7 @@ def _reading(tensors: tuple[TracedTensor, ...], matrix: NDArray[np.int64]) -> Re
         tensors=tensors,
         scalars=scalars,
         histograms=histograms,
+        spoiled=rows[:, ROW_WIDTH + 2],
         loss=_float(values[_LOSS]) if values[_HAS_LOSS] else None,
         loss_scale=_float(values[_SCALE]) if values[_HAS_SCALE] else None,
         updates_before=int(values[_BEFORE]) if updated else None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,12 +16,14 @@ from precscope.options import Options, resolve_options
 from precscope.probes import keras_internals
 from precscope.probes.custom_loop import InstrumentedStep
 from precscope.probes.environment import describe_hardware, describe_model, describe_software
+from precscope.probes.health import Health
 from precscope.probes.keeper import Keeper
 from precscope.probes.legacy import add_legacy_note, check_loss_scale_arguments
 from precscope.probes.loss_scale_poll import LossScalePoll
 from precscope.probes.measurements import Measurements
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.optimizer_taps import OptimizerTaps
+from precscope.probes.origin_watch import OriginWatch
 from precscope.probes.sampling_loop import SampledStep, SamplingLoop
 from precscope.probes.taps import LayerTaps
 from precscope.probes.train_function import ChoosingTrainFunction
@@ -114,7 +117,10 @@ class Session:
         self._loop = SamplingLoop(Sampler(self.options), self._wait_for_device, self._keep, self._probe_failed)
         self._records = ModelRecords(self._model, self.options)
         self._keeper = Keeper(writer, self._records, self._stop_recording)
-        self._loss_scale = LossScalePoll(lambda: self._optimizer, self._loop, self._keeper)
+        self._health = Health(self._model, lambda: self._optimizer)
+        self._loss_scale = LossScalePoll(lambda: self._optimizer, self._loop, self._keeper, self._health.complaint)
+        self._origins = OriginWatch(self.options, self._loop, self._keeper, self._records)
+        self._loss_scale.noticed = self._origins.noticed
         self._measurements = Measurements(self._model, lambda: self._optimizer, self.options, self._loop, self._keeper)
         self._keeper.keep_layers()
         self._undo = keras_internals.set_instance_attribute(self._model, "make_train_function", self._make_function)
@@ -181,6 +187,7 @@ class Session:
         """
         self._require_open("step")
         self._flush(loss)
+        self._health.last_loss = loss
         if not self._instrumented and self._loop.is_sample_due:
             self._tell_nothing_fires()
         self._called.clear()
@@ -236,7 +243,9 @@ class Session:
             self._optimizer, names, recorder, weights=self.options.weights, gradients=self.options.gradients
         )
         self._optimizer_taps = optimizer_taps
-        return LayerTaps(self._records.plans, recorder), optimizer_taps
+        layer_taps = LayerTaps(self._records.plans, recorder, self._records.selects_between)
+        self._records.between.append(layer_taps.between)
+        return layer_taps, optimizer_taps
 
     def _is_built(self) -> bool:
         return bool(self._model.built and self._optimizer.built)
@@ -259,14 +268,17 @@ class Session:
         if self._instrumented and sampled.reading.loss is None:
             self._pending = (sampled, sampled.reading)  # `session.step` may tell the loss
             return
-        self._keeper.keep_sample(sampled, sampled.reading)
-        self._loss_scale.look()
+        self._keep_sample(sampled, sampled.reading)
 
     def _flush(self, loss: Any = None) -> None:
         if self._pending is not None:
             (sampled, reading), self._pending = self._pending, None
-            self._keeper.keep_sample(sampled, reading, None if loss is None else float(loss))
-            self._loss_scale.look()
+            self._keep_sample(sampled, reading, None if loss is None else float(loss))
+
+    def _keep_sample(self, sampled: SampledStep, reading: Reading, loss: float | None = None) -> None:
+        self._keeper.keep_sample(sampled, reading, loss)
+        self._origins.sampled(sampled, reading if loss is None else replace(reading, loss=loss))
+        self._loss_scale.look()
 
     def _probe_failed(self, error: Exception) -> None:
         words = " ".join(_TERMINAL_CODES.sub("", str(error)).split())

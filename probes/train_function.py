@@ -7,6 +7,7 @@ is built from the same step with taps in it: the probed function. Between sample
 from __future__ import annotations
 
 import itertools
+import sys
 import weakref
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -38,7 +39,7 @@ def probed_step(
                 stack.enter_context(layer_taps.installed())
                 if optimizer_taps is not None:
                     stack.enter_context(optimizer_taps.installed())
-                result = step(*args, **kwargs)
+                result = step(*layer_taps.tap_batch(args), **kwargs)
             recorder.end()
         finally:
             recorder.cancel()
@@ -82,8 +83,10 @@ class ChoosingTrainFunction:
         self._batch: int | None = None
         # Weak: an iterator that lives longer than Keras lets it live holds up the next epoch when it goes.
         self._iterator: Callable[[], Any] = _nothing
+        self._epoch = -1
         self._epoch_first_step = 0
         self._epoch_steps: int | None = None
+        loop.place_in_epoch = self._place_in_epoch
 
     def __call__(self, iterator: Any) -> Any:
         """Run the next step, or `steps_per_execution` of them, on what `iterator` gives next."""
@@ -107,6 +110,7 @@ class ChoosingTrainFunction:
         if self._iterator is not _nothing:
             self._epoch_steps = loop.steps_seen - self._epoch_first_step
         self._iterator, self._epoch_first_step = weakref.ref(iterator), loop.steps_seen
+        self._epoch += 1
         loop.new_epoch()
         result = self(iterator)
         loop.open_window()
@@ -135,6 +139,15 @@ class ChoosingTrainFunction:
             return recorder, lambda: call(probed)
 
         return self._loop.run(prepare, lambda: call(self.plain), self._steps)
+
+    def _place_in_epoch(self, step: int) -> tuple[int, int] | None:
+        """Return epoch and batch of a step since the last iterator began, from 0; None for others."""
+        in_epoch = step - self._epoch_first_step
+        if self._epoch < 0 or in_epoch < 0:
+            return None
+        # Keras goes through all epochs with one iterator where `fit` was given `steps_per_epoch`.
+        epochs, batch = divmod(in_epoch, keras_internals.steps_per_epoch(self._model) or sys.maxsize)
+        return self._epoch + epochs, batch
 
     def _is_last_of_epoch(self) -> bool:
         """Tell whether this may be a smaller batch, which would be compiled once more for one step in an epoch."""
