@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from precscope.errors import RunDirectoryError
+from precscope.kept_batches import KeptBatch, kept_batches
 from precscope.layer_time import LayerTime, layer_times
 from precscope.records import SCALAR_DTYPE
 from precscope.run_failures import damaged
@@ -191,6 +192,11 @@ class Run:
         batches = {item.batch for item in self.step_times}
         time_ns, batch = self.step_time_ns(), batches.pop() if len(batches) == 1 else None
         return None if time_ns is None or batch is None else batch / time_ns.median * 1e9
+
+    @cached_property
+    def kept_batches(self) -> tuple[KeptBatch, ...]:
+        """The training batches kept in the run directory, by step; none unless `keep_batches_mib` was set."""
+        return kept_batches(self.path)
 
     @property
     def figures(self) -> Figures:

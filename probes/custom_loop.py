@@ -12,6 +12,7 @@ from precscope.probes.train_function import probed_step
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from precscope.probes.batch_handout import BatchHandout
     from precscope.probes.optimizer_taps import OptimizerTaps
     from precscope.probes.sampling_loop import SamplingLoop
     from precscope.probes.taps import LayerTaps
@@ -28,6 +29,7 @@ class InstrumentedStep:
         make_taps: Plans and returns the taps, called when the first sample is due.
         ready: Tells whether everything that the first step builds is there.
         advance: Called before each step with this object, so that the session counts steps.
+        handout: Takes the batches of sampled steps, where somebody wants them.
     """
 
     def __init__(
@@ -37,7 +39,9 @@ class InstrumentedStep:
         make_taps: Callable[[Recorder], tuple[LayerTaps, OptimizerTaps | None]],
         ready: Callable[[], bool],
         advance: Callable[[InstrumentedStep], None],
+        handout: BatchHandout | None = None,
     ) -> None:
+        self._handout = handout
         functools.update_wrapper(self, getattr(plain, "python_function", plain))
         self.plain = plain
         self._loop = loop
@@ -68,6 +72,8 @@ class InstrumentedStep:
 
         def prepare() -> tuple[Recorder, Callable[[], Any]]:
             recorder, probed = self._prepare()
+            if self._handout is not None:
+                self._handout.put(*args, **kwargs)
             return recorder, lambda: probed(*args, **kwargs)
 
         return loop.run(prepare, lambda: self.plain(*args, **kwargs), count=False)

@@ -6,6 +6,7 @@ Everything here was read in Keras 3.15 and TensorFlow 2.21; when a new release b
 from __future__ import annotations
 
 import functools
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -193,18 +194,40 @@ def set_instance_attribute(target: Any, name: str, value: Any) -> Callable[[], N
     return undo
 
 
-def build_train_function(model: Any, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return what Keras would make of `step` in place of `model.train_step`, and leave the model as it was."""
+def build_train_function(
+    model: Any, step: Callable[[Any], Any], take: Callable[[Any], None] | None = None
+) -> Callable[[Any], Any]:
+    """Return what Keras would make of `step` in place of `model.train_step`, and leave the model as it was.
+
+    Args:
+        model: A compiled model.
+        step: The train step.
+        take: Called with each batch before the step gets it, in the graph around the step, which XLA does not compile.
+    """
+    convert = model._autoconvert_optionals  # Keras' last wrapper around the compiled step
+
+    def converted(step_function: Any) -> Callable[[Any], Any]:
+        plain = convert(step_function)
+
+        def taking(data: Any) -> Any:
+            if take is not None:
+                take(data)
+            return plain(data)
+
+        return taking
+
     before = model.train_function
-    undo = set_instance_attribute(model, "train_step", step)
-    undo_make = set_instance_attribute(model, "make_train_function", type(model).make_train_function.__get__(model))
-    try:
+    shadows = {
+        "train_step": step,
+        "make_train_function": type(model).make_train_function.__get__(model),
+        "_autoconvert_optionals": converted,
+    }
+    with ExitStack() as stack:
+        stack.callback(setattr, model, "train_function", before)
+        for name, shadow in shadows.items():
+            stack.callback(set_instance_attribute(model, name, shadow))
         model.make_train_function(force=True)
         return model.train_function
-    finally:
-        undo()
-        undo_make()
-        model.train_function = before
 
 
 def running_loss(model: Any) -> Any:

@@ -14,6 +14,7 @@ import keras
 from precscope.errors import SessionError
 from precscope.options import Options, resolve_options
 from precscope.probes import keras_internals
+from precscope.probes.batch_handout import BatchHandout, BatchKeeping
 from precscope.probes.custom_loop import InstrumentedStep
 from precscope.probes.environment import describe_hardware, describe_model, describe_software
 from precscope.probes.health import Health
@@ -97,6 +98,8 @@ class Session:
         self._called: set[int] = set()
         self._pending: tuple[SampledStep, Reading] | None = None
         self._optimizer_taps: OptimizerTaps | None = None
+        self._handout: BatchHandout | None = None  # where somebody wants batches
+        self._batches: BatchKeeping | None = None
 
     @property
     def _optimizer(self) -> Any:
@@ -121,6 +124,11 @@ class Session:
         self._loss_scale = LossScalePoll(lambda: self._optimizer, self._loop, self._keeper, self._health.complaint)
         self._origins = OriginWatch(self.options, self._loop, self._keeper, self._records)
         self._loss_scale.noticed = self._origins.noticed
+        if self.options.keep_batches_mib:
+            self._handout = BatchHandout()
+            self._batches = BatchKeeping(
+                writer.path, self.options.keep_batches_mib, lambda message: self._tell("warning", message)
+            )
         self._measurements = Measurements(self._model, lambda: self._optimizer, self.options, self._loop, self._keeper)
         self._keeper.keep_layers()
         self._undo = keras_internals.set_instance_attribute(self._model, "make_train_function", self._make_function)
@@ -171,7 +179,7 @@ class Session:
         self._require_open("instrument")
         if not callable(train_step):
             raise SessionError(f"session.instrument expects a train step that can be called, received {train_step!r}.")
-        step = InstrumentedStep(train_step, self._loop, self._make_taps, self._is_built, self._advance)
+        step = InstrumentedStep(train_step, self._loop, self._make_taps, self._is_built, self._advance, self._handout)
         self._instrumented.append(step)
         return step
 
@@ -224,7 +232,7 @@ class Session:
         plain = model.train_function
         if not isinstance(current, ChoosingTrainFunction) or current.plain is not plain:
             self._loss_scale.count_anew()
-            current = ChoosingTrainFunction(model, plain, self._loop, self._make_taps)
+            current = ChoosingTrainFunction(model, plain, self._loop, self._make_taps, self._handout)
         model.train_function = plain if self._has_several_replicas() else current
         return model.train_function
 
@@ -265,6 +273,8 @@ class Session:
             self._tell("warning", misuse)
         if sampled.reading is None:
             return
+        if self._batches is not None and self._handout is not None:
+            self._batches.keep(sampled.step, self._handout)
         if self._instrumented and sampled.reading.loss is None:
             self._pending = (sampled, sampled.reading)  # `session.step` may tell the loss
             return

@@ -1,6 +1,7 @@
 """The second door to what Keras and TensorFlow do not promise to keep: for a step that is traced beside the training.
 
-It is to leave nothing behind, and to draw the random numbers that it should. As `keras_internals`, read in Keras 3.15 and TensorFlow 2.21.
+It is to leave nothing behind, and to draw the random numbers that it should. As `keras_internals`, read in
+Keras 3.15 and TensorFlow 2.21.
 """
 
 from __future__ import annotations

@@ -20,6 +20,7 @@ from precscope.probes.recorder import Recorder
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from precscope.probes.batch_handout import BatchHandout
     from precscope.probes.optimizer_taps import OptimizerTaps
     from precscope.probes.sampling_loop import SamplingLoop
     from precscope.probes.taps import LayerTaps
@@ -60,6 +61,7 @@ class ChoosingTrainFunction:
         plain: The train function that Keras built.
         loop: Decides which step is probed.
         make_taps: Called once, with the recorder, when the first sample is due: plans and returns the taps.
+        handout: Takes the batches of probed steps, where somebody wants them.
 
     Attributes:
         plain: The train function that Keras built.
@@ -71,7 +73,9 @@ class ChoosingTrainFunction:
         plain: Callable[[Any], Any],
         loop: SamplingLoop,
         make_taps: Callable[[Recorder], tuple[LayerTaps, OptimizerTaps]],
+        handout: BatchHandout | None = None,
     ) -> None:
+        self._handout = handout
         self.plain = plain
         self._model = model
         self._loop = loop
@@ -169,5 +173,6 @@ class ChoosingTrainFunction:
             self._recorder = Recorder(in_xla=bool(model.jit_compile and not model.run_eagerly))
             self._recorder.batch = self._batch
             step = probed_step(model.train_step, self._recorder, *self._make_taps(self._recorder))
-            self._probed = keras_internals.build_train_function(model, step)
+            take = None if self._handout is None else self._handout.take
+            self._probed = keras_internals.build_train_function(model, step, take)
         return self._recorder, self._probed
