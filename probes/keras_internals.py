@@ -51,6 +51,7 @@ __all__ = [
     "set_instance_attribute",
     "set_own_policy",
     "stack",
+    "state_variables",
     "steps_per_epoch",
     "tie",
     "update_counter",
@@ -121,6 +122,24 @@ def _layers_in(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any
 def own_variables(layer: Any) -> list[Any]:
     """Return the variables that `layer` itself owns, not those of its sub-layers."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def state_variables(model: Any) -> list[tuple[str, Any]]:
+    """Return (name, variable) of all that a step of a built model depends on: weights, statistics, states of seeds.
+
+    Metrics are left out. The name is the variable's path, numbered where several have the same.
+    """
+    metrics = {id(variable) for variable in getattr(model, "metrics_variables", ())}
+    named: dict[str, Any] = {}
+    for variable in model.variables:
+        if id(variable) in metrics:
+            continue
+        name, number = variable.path, 1
+        while name in named:
+            number += 1
+            name = f"{variable.path}:{number}"
+        named[name] = variable
+    return list(named.items())
 
 
 def own_policy(layer: Any) -> Any:

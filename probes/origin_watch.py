@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from precscope.origin import StepValues, find_origin
+from precscope.origin import find_origin
 from precscope.origin_records import DATA_ID, OriginRecord
 from precscope.probes.code_places import place_of_name
+from precscope.probes.replay import step_values
 
 if TYPE_CHECKING:
     from precscope.options import Options
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from precscope.probes.model_records import ModelRecords
     from precscope.probes.recorder import Reading
     from precscope.probes.sampling_loop import SampledStep, SamplingLoop
+    from precscope.probes.tripwire import Tripped
 
 __all__ = ["OriginWatch"]
 
@@ -79,12 +81,38 @@ class OriginWatch:
             self.record(self._described(found, sampled, reading))
         self._go_on(found, sampled.step)
 
+    def tripped(
+        self,
+        tripped: Tripped,
+        found: FoundOrigin | None,
+        note: str | None,
+        kept: str | None,
+        records: ModelRecords | None,
+    ) -> None:
+        """Record what the tripwire caught and what running it again showed."""
+        step, noticed_step = tripped.given.step, self._loop.steps_seen
+        if found is None:
+            file = "" if kept is None else f" It is kept in {kept}."
+            self._keeper.tell("info", "tripwire", f"train step {step:,} tripped the wire; {note}.{file}", noticed_step)
+            return
+        known: dict[str, Any] = {"loss_scale": tripped.loss_scale, "kept": kept, "note": note}
+        if tripped.loss_scale is not None and not tripped.is_lost:
+            known["applied"] = False
+        if step > 0:  # the wire judged every step since it was armed
+            known["finite_step"] = step - 1
+        origin = self.describe(found, step, records, noticed_by="tripwire", noticed_step=noticed_step, **known)
+        self.record(origin)
+
     def record(self, origin: OriginRecord) -> OriginRecord:
         """Write an origin; one that was seen before is counted."""
         key = (origin.cause, origin.direction, origin.layer, origin.arrives_at)
         known = self._origins.get(key)
         if known is not None:
-            origin = replace(known, times=known.times + 1, last_step=max(known.last_step, origin.step))
+            again = int(origin.step not in (known.step, known.last_step))  # the tripwire sees sampled steps, too
+            times, last_step = known.times + again, max(known.last_step, origin.step)
+            earlier = origin if origin.step < known.step else known
+            kept = known.kept or origin.kept
+            origin = replace(earlier, index=known.index, times=times, last_step=last_step, kept=kept)
         elif len(self._origins) >= _MOST_ORIGINS:
             return origin
         else:
@@ -93,10 +121,14 @@ class OriginWatch:
         self._keeper.write(lambda writer: writer.add_origin(origin))
         return origin
 
-    def describe(self, found: FoundOrigin, step: int, **known: Any) -> OriginRecord:
-        """Return the record of an origin in train step `step`."""
+    def describe(
+        self, found: FoundOrigin, step: int, records: ModelRecords | None = None, **known: Any
+    ) -> OriginRecord:
+        """Return the record of an origin in train step `step`; `records` saw it, by default those of the samples."""
         place_in_epoch = self._loop.place_in_epoch(step) or (None, None)
         layer, note = _owner(found.layer)
+        fields = {"finite_step": self._finite_step} | known
+        fields["note"] = fields.get("note") or note
         return OriginRecord(
             index=0,
             step=step,
@@ -104,17 +136,15 @@ class OriginWatch:
             direction=found.direction,
             layer=layer,
             arrives_at=found.arrives_at,
-            place=self._place(found.layer),
+            place=_place(records or self._records, found.layer),
             epoch=place_in_epoch[0],
             batch=place_in_epoch[1],
             data_finite=found.data_finite,
             bad_weights=found.bad_weights,
             bad_updates=found.bad_updates,
-            finite_step=self._finite_step,
             last_step=step,
-            note=note,
             frames=found.frames,
-            **known,
+            **fields,
         )
 
     def _described(self, found: FoundOrigin, sampled: SampledStep, reading: Reading) -> OriginRecord:
@@ -131,15 +161,6 @@ class OriginWatch:
             noticed_step=noticed_step,
             dense_steps=self._in_episode,
         )
-
-    def _place(self, layer_id: str | None) -> str | None:
-        """Return the user's line behind a layer: where it computes or is called, else the one that names it."""
-        if layer_id is None or layer_id == DATA_ID:
-            return None
-        plan = self._records.plan(layer_id)
-        if plan is None or plan.place is not None:
-            return None if plan is None else plan.place
-        return place_of_name(plan.layer.name) if hasattr(plan.layer, "name") else None
 
     def _begin_episode(self, by: NoticedBy, step: int) -> None:
         free = self._episodes < _FREE_EPISODES
@@ -165,24 +186,20 @@ class OriginWatch:
         return found.cause == "weights" or (known is not None and known.times >= _OFTEN)
 
 
+def _place(records: ModelRecords, layer_id: str | None) -> str | None:
+    """Return the user's line behind a layer: where it computes or is called, else the one that names it."""
+    plan = None if layer_id is None else records.plan(layer_id)
+    if plan is None or plan.place is not None:
+        return None if plan is None else plan.place
+    return place_of_name(plan.layer.name) if hasattr(plan.layer, "name") else None
+
+
 def _is_finite(reading: Reading) -> bool:
     """Tell whether all that was recorded is finite, the batch left aside; as `StepValues.is_finite`, but at once."""
     bad = sum(reading.scalars[name] for name in ("positive_infinities", "negative_infinities", "nans"))
     inside = np.array([tensor.key.layer != DATA_ID for tensor in reading.tensors], bool)
     loss_is_finite = reading.loss is None or math.isfinite(reading.loss)
     return loss_is_finite and not bad[inside].any() and not reading.spoiled.any()
-
-
-def step_values(records: ModelRecords, reading: Reading) -> StepValues:
-    """Return a sample as the search for the origin takes it."""
-    return StepValues(
-        records.layers(),
-        [(tensor.key.layer, tensor.key.kind, tensor.key.name) for tensor in reading.tensors],
-        [tensor.dtype for tensor in reading.tensors],
-        reading.scalars,
-        reading.loss,
-        reading.spoiled,
-    )
 
 
 def _owner(layer_id: str | None) -> tuple[str | None, str | None]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from precscope.probes.recorder import Reading, Recorder
     from precscope.sampling import Sampler
 
-__all__ = ["NEVER", "SampledStep", "SamplingLoop"]
+__all__ = ["NEVER", "Costs", "SampledStep", "SamplingLoop"]
 
 #: Compares as later than any step.
 NEVER = sys.maxsize
@@ -41,17 +41,19 @@ class SampledStep:
 
 
 @dataclass
-class _Costs:
+class Costs:
     """Count and total time by kind."""
 
     totals: dict[CostKind, list[int]] = field(default_factory=dict)
 
     def add(self, kind: CostKind, time_ns: int, count: int = 1) -> None:
+        """Add to a kind of cost."""
         total = self.totals.setdefault(kind, [0, 0])
         total[0] += count
         total[1] += time_ns
 
     def records(self) -> tuple[CostRecord, ...]:
+        """Return the costs as the run keeps them."""
         return tuple(CostRecord(kind, count, time_ns) for kind, (count, time_ns) in self.totals.items())
 
 
@@ -93,7 +95,7 @@ class SamplingLoop:
         self.steps_seen = 0
         self.next_poll = NEVER
         self.poll: Callable[[], None] = lambda: None
-        self.costs = _Costs()
+        self.costs = Costs()
         self.batch: int | None = None
         self.plain_step_ns: float | None = None
         self.wait_for_device = wait_for_device

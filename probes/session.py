@@ -28,6 +28,8 @@ from precscope.probes.origin_watch import OriginWatch
 from precscope.probes.sampling_loop import SampledStep, SamplingLoop
 from precscope.probes.taps import LayerTaps
 from precscope.probes.train_function import ChoosingTrainFunction
+from precscope.probes.tripped_steps import TrippedSteps
+from precscope.probes.tripwire import Tripwire
 from precscope.records import RunRecord, RunStatus
 from precscope.sampling import Sampler
 from precscope.writer import RunWriter
@@ -100,6 +102,7 @@ class Session:
         self._optimizer_taps: OptimizerTaps | None = None
         self._handout: BatchHandout | None = None  # where somebody wants batches
         self._batches: BatchKeeping | None = None
+        self._tripwire: Tripwire | None = None
 
     @property
     def _optimizer(self) -> Any:
@@ -124,6 +127,8 @@ class Session:
         self._loss_scale = LossScalePoll(lambda: self._optimizer, self._loop, self._keeper, self._health.complaint)
         self._origins = OriginWatch(self.options, self._loop, self._keeper, self._records)
         self._loss_scale.noticed = self._origins.noticed
+        if self.options.tripwire:
+            self._set_tripwire(writer.path)
         if self.options.keep_batches_mib:
             self._handout = BatchHandout()
             self._batches = BatchKeeping(
@@ -148,6 +153,8 @@ class Session:
         status, reason = _how_it_ended(error)
         try:
             self._flush()
+            if self._tripwire is not None:
+                self._tripwire.look()
             self._loss_scale.look()
             self._tell_of_silence(status)
         except Exception as failure:  # a device that is gone, say: the training's own exception must go on
@@ -179,7 +186,8 @@ class Session:
         self._require_open("instrument")
         if not callable(train_step):
             raise SessionError(f"session.instrument expects a train step that can be called, received {train_step!r}.")
-        step = InstrumentedStep(train_step, self._loop, self._make_taps, self._is_built, self._advance, self._handout)
+        wanted = (self._handout, self._tripwire)
+        step = InstrumentedStep(train_step, self._loop, self._make_taps, self._is_built, self._advance, *wanted)
         self._instrumented.append(step)
         return step
 
@@ -232,7 +240,7 @@ class Session:
         plain = model.train_function
         if not isinstance(current, ChoosingTrainFunction) or current.plain is not plain:
             self._loss_scale.count_anew()
-            current = ChoosingTrainFunction(model, plain, self._loop, self._make_taps, self._handout)
+            current = ChoosingTrainFunction(model, plain, self._loop, self._make_taps, self._handout, self._tripwire)
         model.train_function = plain if self._has_several_replicas() else current
         return model.train_function
 
@@ -254,6 +262,24 @@ class Session:
         layer_taps = LayerTaps(self._records.plans, recorder, self._records.selects_between)
         self._records.between.append(layer_taps.between)
         return layer_taps, optimizer_taps
+
+    def _set_tripwire(self, directory: Path) -> None:
+        steps = TrippedSteps(
+            self._model,
+            lambda: self._optimizer,
+            self._loop,
+            self._origins,
+            directory,
+            lambda message: self._tell("warning", message),
+        )
+        self._tripwire = Tripwire(
+            self._model,
+            lambda: self._optimizer,
+            steps.handle,
+            lambda error: self._tell("warning", f"the tripwire failed and is off: {type(error).__name__}: {error}"),
+            self._loop.costs,
+        )
+        self._loss_scale.before_look = self._tripwire.look
 
     def _is_built(self) -> bool:
         return bool(self._model.built and self._optimizer.built)

@@ -16,14 +16,16 @@ import tensorflow as tf
 
 from precscope.probes import keras_internals
 from precscope.probes.recorder import Recorder
+from precscope.probes.tripwire import without_optionals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from precscope.probes.batch_handout import BatchHandout
     from precscope.probes.optimizer_taps import OptimizerTaps
     from precscope.probes.sampling_loop import SamplingLoop
     from precscope.probes.taps import LayerTaps
+    from precscope.probes.tripwire import Tripwire
 
 __all__ = ["ChoosingTrainFunction", "probed_step"]
 
@@ -62,6 +64,7 @@ class ChoosingTrainFunction:
         loop: Decides which step is probed.
         make_taps: Called once, with the recorder, when the first sample is due: plans and returns the taps.
         handout: Takes the batches of probed steps, where somebody wants them.
+        tripwire: Keeps what it takes to run a bad step again, where that is asked for.
 
     Attributes:
         plain: The train function that Keras built.
@@ -74,8 +77,10 @@ class ChoosingTrainFunction:
         loop: SamplingLoop,
         make_taps: Callable[[Recorder], tuple[LayerTaps, OptimizerTaps]],
         handout: BatchHandout | None = None,
+        tripwire: Tripwire | None = None,
     ) -> None:
         self._handout = handout
+        self._tripwire = tripwire
         self.plain = plain
         self._model = model
         self._loop = loop
@@ -98,11 +103,11 @@ class ChoosingTrainFunction:
         if iterator is not self._iterator() and isinstance(iterator, tf.data.Iterator):
             return self._first_of_epoch(iterator)
         if self._warm and loop.steps_seen < loop.next_step:
-            result = self.plain(iterator)
+            result = self._run_on(self.plain, iterator)
             loop.steps_seen += self._steps
             return result
         if self._warm and loop.is_profiled(self._steps, self._left_in_epoch(iterator)):
-            result = self.plain(iterator)
+            result = self._run_on(self.plain, iterator)
             loop.count(self._steps)
             return result
         loop.poll_when_due()
@@ -124,7 +129,7 @@ class ChoosingTrainFunction:
         loop = self._loop
         if self._is_last_of_epoch() or not self._warm or not loop.is_sample_due:
             loop.skip()
-            result = self.plain(iterator)
+            result = self._run_on(self.plain, iterator)
             loop.steps_seen += self._steps
             if not self._warm:
                 self._warm = True
@@ -133,9 +138,28 @@ class ChoosingTrainFunction:
             return result
         if not isinstance(iterator, tf.data.Iterator):
             batches = list(itertools.islice(iterator, self._steps))
-            return self._run(lambda function: function(iter(batches)))
+            return self._run(lambda function: self._run_on(function, iter(batches)))
         # The iterator itself, as for the plain function: whatever else asks it is one more way to change the training.
-        return self._run(lambda function: function(iterator))
+        return self._run(lambda function: self._run_on(function, iterator))
+
+    def _run_on(self, function: Callable[[Any], Any], iterator: Any) -> Any:
+        """Run a train function on what `iterator` gives next; past the tripwire where there is one."""
+        if self._tripwire is None or not self._tripwire.is_on:
+            return function(iterator)
+        first = next(iterator)  # StopIteration is how Keras hears that the epoch is over
+        result = function(self._past_the_tripwire(self._tripwire, first, iterator))
+        self._tripwire.after_step(result)
+        return result
+
+    def _past_the_tripwire(self, tripwire: Tripwire, batch: Any, iterator: Any) -> Iterator[Any]:
+        """Yield the batches of one call; Keras' function asks for each right before its step."""
+        for number in range(self._steps):
+            if number:
+                batch = next(iterator, _nothing)
+            if batch is _nothing:
+                return
+            tripwire.before_step(self._loop.steps_seen + number, (without_optionals(batch),), {})
+            yield batch
 
     def _run(self, call: Callable[[Callable[[Any], Any]], Any]) -> Any:
         def prepare() -> tuple[Recorder, Callable[[], Any]]:
