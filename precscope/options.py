@@ -56,6 +56,12 @@ def _interval(value: Any) -> float:
     return float(value)
 
 
+def _size(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
+        raise ValueError("a number of MiB, 0 for none")
+    return float(value)
+
+
 def _names(value: Any) -> tuple[str, ...]:
     names = (value,) if isinstance(value, str) else value
     if not isinstance(names, (list, tuple)) or not names or not all(isinstance(n, str) and n for n in names):
@@ -103,7 +109,12 @@ class Options:
         profile_steps: How many plain steps TensorFlow's profiler records, once, for the time of ops and layers; 0 for
             none.
         profile_start: First train step that it may record, from 0; it moves on where a sample is due.
+        dense_steps: How many steps in a row are sampled, whatever that costs, when a value turned infinite or NaN; 0
+            for none. At most five times in a run, or one step in a hundred.
+        tripwire: Keep the weights and the batch of the first step that turns non-finite, so that it can be replayed.
         device_interval_s: Seconds between two looks at the devices (memory, utilization, power, ...); 0 for none.
+        keep_batches_mib: MiB that batches of sampled steps may take in the run directory, to be replayed later; 0 keeps
+            none. Over the limit, fewer are kept, spread evenly over the training.
 
     Raises:
         OptionsError: A value is none that the option can take.
@@ -121,6 +132,9 @@ class Options:
     profile_steps: int = _option(5, _integer(0))
     profile_start: int = _option(20, _integer(0))
     device_interval_s: float = _option(0.1, _interval)
+    dense_steps: int = _option(8, _integer(0))
+    tripwire: bool = _option(False, _flag)
+    keep_batches_mib: float = _option(0.0, _size)
 
     def __post_init__(self) -> None:
         for item in fields(self):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from precscope.errors import RunDirectoryError
+from precscope.kept_batches import KeptBatch, kept_batches
 from precscope.layer_time import LayerTime, layer_times
 from precscope.records import SCALAR_DTYPE
 from precscope.run_failures import damaged
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 
     from precscope.device_records import DeviceInfo, DeviceSample
     from precscope.op_records import OpRecord, ProfiledWindow
+    from precscope.origin_records import OriginRecord
     from precscope.records import (
         CostRecord,
         LayerRecord,
@@ -75,6 +77,7 @@ class Run:
         devices: The devices of the process, GPUs or else the host.
         device_samples: Their state, in the order of time.
         results: Metrics at the end of each epoch, by name, as Keras' history has them; empty without one.
+        origins: Where values turned infinite or NaN, in the order in which that was found; empty where none did.
     """
 
     path: Path
@@ -92,6 +95,7 @@ class Run:
     devices: tuple[DeviceInfo, ...]
     device_samples: tuple[DeviceSample, ...]
     results: dict[str, list[float]]
+    origins: tuple[OriginRecord, ...]
     _workers: tuple[_PlacedWorker, ...]
 
     def __repr__(self) -> str:
@@ -188,6 +192,11 @@ class Run:
         batches = {item.batch for item in self.step_times}
         time_ns, batch = self.step_time_ns(), batches.pop() if len(batches) == 1 else None
         return None if time_ns is None or batch is None else batch / time_ns.median * 1e9
+
+    @cached_property
+    def kept_batches(self) -> tuple[KeptBatch, ...]:
+        """The training batches kept in the run directory, by step; none unless `keep_batches_mib` was set."""
+        return kept_batches(self.path)
 
     @property
     def figures(self) -> Figures:
@@ -292,6 +301,7 @@ def _merge(directory: Path, record: RunRecord, alive: bool | None, workers: Sequ
         devices=tuple({item.id: item for worker in workers for item in worker.devices}.values()),
         device_samples=tuple(item for worker in workers for item in worker.device_samples),
         results=next((worker.results for worker in workers if worker.results), {}),
+        origins=tuple(origin for worker in workers for origin in worker.origins),
         _workers=tuple(placed),
     )
 

@@ -16,7 +16,9 @@ __all__ = ["count_lost_updates"]
 
 
 def count_lost_updates(steps: Sequence[tuple[Any, Any, Any]]) -> Any:
-    """Count, for each (weight before, weight after, gradient), updates and lost updates: int64 [len(steps), 2].
+    """Count, for each (weight before, weight after, gradient), what the update did: int64 [len(steps), 3].
+
+    Updates, lost updates, and elements that were finite before and are not any more.
 
     An update is an element with a non-zero gradient (NaN and infinities among them); it is lost where the weight is
     equal before and after. Tensors of one size are counted together, since each count is a kernel on a GPU.
@@ -45,4 +47,6 @@ def _count(before: Any, after: Any, gradient: Any) -> Any:
     magnitude = tf.bitwise.bitwise_and(tf.bitcast(gradient, tf.int32), 2**31 - 1)
     updates = magnitude > 0
     lost = updates & tf.equal(tf.bitcast(before, tf.int32), tf.bitcast(after, tf.int32))
-    return tf.stack([tf.cast(tf.reduce_sum(tf.cast(flag, tf.int32), 1), tf.int64) for flag in (updates, lost)], 1)
+    spoiled = tf.math.is_finite(before) & ~tf.math.is_finite(after)
+    flags = (updates, lost, spoiled)
+    return tf.stack([tf.cast(tf.reduce_sum(tf.cast(flag, tf.int32), 1), tf.int64) for flag in flags], 1)
