@@ -104,6 +104,7 @@ class Options:
             none.
         profile_start: First train step that it may record, from 0; it moves on where a sample is due.
         device_interval_s: Seconds between two looks at the devices (memory, utilization, power, ...); 0 for none.
+        live: Show the run while it is written, in lines at the bottom of this terminal.
 
     Raises:
         OptionsError: A value is none that the option can take.
@@ -121,6 +122,7 @@ class Options:
     profile_steps: int = _option(5, _integer(0))
     profile_start: int = _option(20, _integer(0))
     device_interval_s: float = _option(0.1, _interval)
+    live: bool = _option(False, _flag)
 
     def __post_init__(self) -> None:
         for item in fields(self):

@@ -11,7 +11,14 @@ from precscope.errors import RunDirectoryError
 from precscope.run_failures import not_a_run, os_failure
 from precscope.run_file import RUN_FILE, read_run_file
 
-__all__ = ["create_run_directory", "delete_run_files", "find_run_directory", "worker_file", "worker_files"]
+__all__ = [
+    "create_run_directory",
+    "delete_run_files",
+    "find_run_directory",
+    "local_path",
+    "worker_file",
+    "worker_files",
+]
 
 #: Every file that PrecScope writes into a run directory, and so may delete from it.
 _OWN_FILE = re.compile(r"worker-\d+\.sqlite(\.part)?(-wal|-shm|-journal)?|run\.yaml(\.part)?")
@@ -29,7 +36,7 @@ def create_run_directory(path: str | os.PathLike[str], overwrite: bool = False) 
     Raises:
         RunDirectoryError: `path` is a URL or a file, holds something, cannot be written, or its disk is full.
     """
-    directory = _local_path(path)
+    directory = local_path(path)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
@@ -60,7 +67,7 @@ def find_run_directory(path: str | os.PathLike[str]) -> Path:
     Raises:
         RunDirectoryError: There is nothing at `path`, or something else.
     """
-    directory = _local_path(path)
+    directory = local_path(path)
     if not directory.exists():
         raise RunDirectoryError(f"There is no run directory at '{directory}': nothing exists there. Check the path.")
     if not directory.is_dir():
@@ -88,7 +95,12 @@ def worker_files(directory: Path) -> list[Path]:
     return [numbered[number] for number in sorted(numbered)]
 
 
-def _local_path(path: str | os.PathLike[str]) -> Path:
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """Return `path`, "~" expanded.
+
+    Raises:
+        RunDirectoryError: It is no path, or a URL.
+    """
     try:
         text = os.fspath(path)
         if not isinstance(text, str) or not text or "\0" in text:

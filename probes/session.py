@@ -17,6 +17,7 @@ from precscope.probes.custom_loop import InstrumentedStep
 from precscope.probes.environment import describe_hardware, describe_model, describe_software
 from precscope.probes.keeper import Keeper
 from precscope.probes.legacy import add_legacy_note, check_loss_scale_arguments
+from precscope.probes.live_process import LiveProcess
 from precscope.probes.loss_scale_poll import LossScalePoll
 from precscope.probes.measurements import Measurements
 from precscope.probes.model_records import ModelRecords
@@ -94,6 +95,7 @@ class Session:
         self._called: set[int] = set()
         self._pending: tuple[SampledStep, Reading] | None = None
         self._optimizer_taps: OptimizerTaps | None = None
+        self._live: LiveProcess | None = None
 
     @property
     def _optimizer(self) -> Any:
@@ -122,6 +124,8 @@ class Session:
         self._state = "open"
         self._loss_scale.look()
         self._measurements.start()
+        if self.options.live:
+            self._live = LiveProcess.start(writer.path, lambda message: self._tell("info", message))
         self._loop.costs.add("build", time.perf_counter_ns() - start_ns)
         return self
 
@@ -141,6 +145,8 @@ class Session:
         finally:
             self._measurements.close()
             self._keeper.close(status, reason, self._loop.costs.records())
+            if self._live is not None:
+                self._live.stop()
         if error is not None:
             add_legacy_note(error)
 
@@ -259,13 +265,15 @@ class Session:
         if self._instrumented and sampled.reading.loss is None:
             self._pending = (sampled, sampled.reading)  # `session.step` may tell the loss
             return
-        self._keeper.keep_sample(sampled, sampled.reading)
+        self._keeper.keep_sample(sampled, sampled.reading, self._loop.costs.records())
         self._loss_scale.look()
 
     def _flush(self, loss: Any = None) -> None:
         if self._pending is not None:
             (sampled, reading), self._pending = self._pending, None
-            self._keeper.keep_sample(sampled, reading, None if loss is None else float(loss))
+            self._keeper.keep_sample(
+                sampled, reading, self._loop.costs.records(), None if loss is None else float(loss)
+            )
             self._loss_scale.look()
 
     def _probe_failed(self, error: Exception) -> None:
