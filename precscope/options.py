@@ -114,6 +114,7 @@ class Options:
         device_interval_s: Seconds between two looks at the devices (memory, utilization, power, ...); 0 for none.
         keep_batches_mib: MiB that batches of sampled steps may take in the run directory, to be replayed later; 0 keeps
             none. Over the limit, fewer are kept, spread evenly over the training.
+        live: Show the run while it is written, in lines at the bottom of this terminal.
 
     Raises:
         OptionsError: A value is none that the option can take.
@@ -134,6 +135,7 @@ class Options:
     dense_steps: int = _option(8, _integer(0))
     tripwire: bool = _option(False, _flag)
     keep_batches_mib: float = _option(0.0, _size)
+    live: bool = _option(False, _flag)
 
     def __post_init__(self) -> None:
         for item in fields(self):

@@ -20,6 +20,7 @@ from precscope.probes.environment import describe_hardware, describe_model, desc
 from precscope.probes.health import Health
 from precscope.probes.keeper import Keeper
 from precscope.probes.legacy import add_legacy_note, check_loss_scale_arguments
+from precscope.probes.live_process import LiveProcess
 from precscope.probes.loss_scale_poll import LossScalePoll
 from precscope.probes.measurements import Measurements
 from precscope.probes.model_records import ModelRecords
@@ -104,6 +105,7 @@ class Session:
         self._handout: BatchHandout | None = None  # where somebody wants batches
         self._batches: BatchKeeping | None = None
         self._tripwire: Tripwire | None = None
+        self._live: LiveProcess | None = None
 
     @property
     def _optimizer(self) -> Any:
@@ -142,6 +144,8 @@ class Session:
         self._state = "open"
         self._loss_scale.look()
         self._measurements.start()
+        if self.options.live:
+            self._live = LiveProcess.start(writer.path, lambda message: self._tell("info", message))
         self._loop.costs.add("build", time.perf_counter_ns() - start_ns)
         return self
 
@@ -163,6 +167,8 @@ class Session:
         finally:
             self._measurements.close()
             self._keeper.close(status, reason, self._loop.costs.records())
+            if self._live is not None:
+                self._live.stop()
         if error is not None:
             add_legacy_note(error)
 
@@ -346,7 +352,7 @@ class Session:
             self._keep_sample(sampled, reading, None if loss is None else float(loss))
 
     def _keep_sample(self, sampled: SampledStep, reading: Reading, loss: float | None = None) -> None:
-        self._keeper.keep_sample(sampled, reading, loss)
+        self._keeper.keep_sample(sampled, reading, self._loop.costs.records(), loss)
         self._origins.sampled(sampled, reading if loss is None else replace(reading, loss=loss))
         self._loss_scale.look()
 
