@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from precscope.reports.names import fit_names
 from precscope.reports.palette import BOLD, FAINT
 from precscope.reports.terminal_lines import heading, note
-from precscope.reports.text import compact, percent, shorten, significant
+from precscope.reports.text import compact, percent, significant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -56,10 +57,10 @@ def _table(rows: list[ReferenceRow], width: int) -> Iterator[Text]:
     name = min(max(_LEAST_NAME, width - rest), _MOST_NAME)
     heads = ("layer", "values", "own error", "error", "flushed", "overflow", "cosine")
     yield _line(name, *(Text(head, FAINT) for head in heads))
-    for row in rows:
+    for row, short in zip(rows, fit_names([row.name for row in rows], name), strict=True):
         yield _line(
             name,
-            Text(shorten(row.name, name), BOLD),
+            Text(short, BOLD),
             Text(row.kind.replace("_", " "), FAINT),
             Text(significant(row.own_relative_error)),
             Text(significant(row.relative_error)),
