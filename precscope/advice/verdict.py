@@ -65,6 +65,8 @@ def _basis(evidence: Evidence) -> str:
     recorded = len({tensor.layer for tensor in evidence.run.tensors if tensor.kind == "activation"})
     samples = evidence.samples
     layers = f"{recorded} of {counted(len(evidence.layers), 'layer')} recorded"
+    if not samples and not recorded:
+        return f"Nothing was recorded yet of {counted(len(evidence.layers), 'layer')}."
     if not samples:
         return f"The output of {recorded} of {counted(len(evidence.layers), 'layer')} is to be recorded."
     first, last = samples[0].step, samples[-1].step
