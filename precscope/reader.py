@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         TensorKind,
         TensorRecord,
     )
+    from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
     from precscope.reports.figures import Figures
 
 __all__ = ["Run", "open_run"]
@@ -76,6 +77,8 @@ class Run:
         devices: The devices of the process, GPUs or else the host.
         device_samples: Their state, in the order of time.
         results: Metrics at the end of each epoch, by name, as Keras' history has them; empty without one.
+        reference_steps: Reference steps in float32, in the order of time; none unless `reference` was set.
+        reference: What each measured, tensor by tensor.
     """
 
     path: Path
@@ -93,6 +96,8 @@ class Run:
     devices: tuple[DeviceInfo, ...]
     device_samples: tuple[DeviceSample, ...]
     results: dict[str, list[float]]
+    reference_steps: tuple[ReferenceStepRecord, ...]
+    reference: tuple[ReferenceRecord, ...]
     _workers: tuple[_PlacedWorker, ...]
 
     def __repr__(self) -> str:
@@ -298,6 +303,8 @@ def _merge(directory: Path, record: RunRecord, alive: bool | None, workers: Sequ
         devices=tuple({item.id: item for worker in workers for item in worker.devices}.values()),
         device_samples=tuple(item for worker in workers for item in worker.device_samples),
         results=next((worker.results for worker in workers if worker.results), {}),
+        reference_steps=tuple(item for worker in workers for item in worker.reference_steps),
+        reference=tuple(item for worker in workers for item in worker.reference),
         _workers=tuple(placed),
     )
 

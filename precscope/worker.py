@@ -26,6 +26,7 @@ from precscope.records import (
     StepTimeRecord,
     TensorRecord,
 )
+from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
 from precscope.run_failures import damaged
 from precscope.sample_arrays import decode_histograms, decode_indices, decode_scalars
 from precscope.statistics import HISTOGRAM_BINS
@@ -67,6 +68,8 @@ class Worker:
         devices: In the order of writing.
         device_samples: In the order of time.
         results: Metrics at the end of each epoch, by name.
+        reference_steps: In the order of writing.
+        reference: What they measured, in the order of writing.
     """
 
     path: Path
@@ -82,6 +85,8 @@ class Worker:
     devices: tuple[DeviceInfo, ...]
     device_samples: tuple[DeviceSample, ...]
     results: dict[str, list[float]]
+    reference_steps: tuple[ReferenceStepRecord, ...]
+    reference: tuple[ReferenceRecord, ...]
 
     def scalars(self) -> NDArray[np.void]:
         """Return SCALAR_DTYPE [samples, tensors]; all zero where a tensor was not recorded in a sample."""
@@ -157,6 +162,8 @@ def read_worker(path: Path) -> Worker:
             select(connection, DeviceInfo),
             select(connection, DeviceSample),
             select_results(connection),
+            select(connection, ReferenceStepRecord),
+            select(connection, ReferenceRecord),
         )
 
 

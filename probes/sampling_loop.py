@@ -78,6 +78,7 @@ class SamplingLoop:
         profile: The window of plain steps under TensorFlow's profiler, if there is to be one.
         keep_step_time: Called with the time of each measured stretch of plain steps.
         read_memory: Returns the allocator's bytes now and at the peak.
+        after_sample: Called after each sampled step that was kept; what it costs is no part of the sample's cost.
     """
 
     def __init__(
@@ -98,6 +99,7 @@ class SamplingLoop:
         self.profile: OpProfile | None = None
         self.keep_step_time: Callable[[StepTimeRecord], None] = lambda record: None
         self.read_memory: Callable[[], tuple[int, int] | None] = lambda: None
+        self.after_sample: Callable[[SampledStep], None] = lambda sampled: None
         self._sampler = sampler
         self._keep = keep
         self._failed = failed
@@ -216,6 +218,7 @@ class SamplingLoop:
             self._keep(sampled)
             times_ns = (start_ns, stepped_ns, read_ns, self._clock_ns())
             self._account(sampled.step, steps, recorder.traces > traces, times_ns)
+            self.after_sample(sampled)
         except Exception as error:  # the step itself is done
             self.switch_off()
             self._failed(error)

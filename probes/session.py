@@ -22,6 +22,7 @@ from precscope.probes.loss_scale_poll import LossScalePoll
 from precscope.probes.measurements import Measurements
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.optimizer_taps import OptimizerTaps
+from precscope.probes.reference_schedule import ReferenceSchedule
 from precscope.probes.sampling_loop import SampledStep, SamplingLoop
 from precscope.probes.taps import LayerTaps
 from precscope.probes.train_function import ChoosingTrainFunction
@@ -97,6 +98,7 @@ class Session:
         self._optimizer_taps: OptimizerTaps | None = None
         self._handout: BatchHandout | None = None  # where somebody wants batches
         self._batches: BatchKeeping | None = None
+        self._reference: ReferenceSchedule | None = None
 
     @property
     def _optimizer(self) -> Any:
@@ -118,10 +120,15 @@ class Session:
         self._records = ModelRecords(self._model, self.options)
         self._keeper = Keeper(writer, self._records, self._stop_recording)
         self._loss_scale = LossScalePoll(lambda: self._optimizer, self._loop, self._keeper)
-        if self.options.keep_batches_mib:
+        if self.options.reference or self.options.keep_batches_mib:
             self._handout = BatchHandout()
+        if self.options.keep_batches_mib:
             self._batches = BatchKeeping(
                 writer.path, self.options.keep_batches_mib, lambda message: self._tell("warning", message)
+            )
+        if self.options.reference and self._handout is not None:
+            self._reference = ReferenceSchedule(
+                self._model, lambda: self._optimizer, self.options, self._loop, self._keeper, self._handout
             )
         self._measurements = Measurements(self._model, lambda: self._optimizer, self.options, self._loop, self._keeper)
         self._keeper.keep_layers()
@@ -144,6 +151,8 @@ class Session:
             self._flush()
             self._loss_scale.look()
             self._tell_of_silence(status)
+            if self._reference is not None and status == "finished":
+                self._reference.at_end()
         except Exception as failure:  # a device that is gone, say: the training's own exception must go on
             self._tell("warning", f"how the run ended could not be recorded: {type(failure).__name__}: {failure}")
         finally:
