@@ -61,7 +61,7 @@ def record(layer: str, kind: Any, name: str = "0", **changes: Any) -> ReferenceR
     return ReferenceRecord(layer=layer, kind=kind, name=name, **{**values, **changes})
 
 
-NO_OWN = {name: None for name in ReferenceRecord.__dataclass_fields__ if name.startswith("own_")}
+NO_OWN: dict[str, Any] = {name: None for name in ReferenceRecord.__dataclass_fields__ if name.startswith("own_")}
 
 
 @pytest.fixture
