@@ -19,6 +19,9 @@ from tensorflow.python.ops.control_flow_v2_func_graphs import (
     WhileBodyFuncGraph,
     WhileCondFuncGraph,
 )
+from tensorflow.python.util import tf_stack
+
+from precscope.policy import MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -45,9 +48,12 @@ __all__ = [
     "own_variables",
     "reduce_together",
     "refresh_dtype_cache",
+    "running_loss",
     "scale_variable",
     "set_instance_attribute",
     "set_own_policy",
+    "stack",
+    "state_variables",
     "steps_per_epoch",
     "tie",
     "update_counter",
@@ -57,7 +63,7 @@ __all__ = [
 ]
 
 #: Id of the model itself, for variables that no layer owns.
-MODEL_ID = "(model)"
+MODEL_ID = MODEL
 _BOOKKEEPING = ("_layers", "_metrics", "_tracker", "_parent", "_loss_tracker", "optimizer")
 _CONTROL_FLOW = (WhileBodyFuncGraph, WhileCondFuncGraph, CondBranchFuncGraph)
 
@@ -120,6 +126,24 @@ def own_variables(layer: Any) -> list[Any]:
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
+def state_variables(model: Any) -> list[tuple[str, Any]]:
+    """Return (name, variable) of all that a step of a built model depends on: weights, statistics, states of seeds.
+
+    Metrics are left out. The name is the variable's path, numbered where several have the same.
+    """
+    metrics = {id(variable) for variable in getattr(model, "metrics_variables", ())}
+    named: dict[str, Any] = {}
+    for variable in model.variables:
+        if id(variable) in metrics:
+            continue
+        name, number = variable.path, 1
+        while name in named:
+            number += 1
+            name = f"{variable.path}:{number}"
+        named[name] = variable
+    return list(named.items())
+
+
 def own_policy(layer: Any) -> Any:
     """Return the dtype policy that `layer` follows: of a DTypePolicyMap, what the map says about this layer."""
     policy = layer._dtype_policy
@@ -150,8 +174,11 @@ def set_own_policy(layer: Any, policy: Any) -> Callable[[], None]:
 def refresh_dtype_cache(layer: Any) -> Callable[[], None]:
     """Bring what a layer keeps in its compute dtype to the present policy; return a function that undoes it.
 
-    Among Keras' layers that is Normalization alone, which keeps mean and variance as constants.
+    Normalization keeps mean and variance as constants. A Sequential or functional model inside another casts its input
+    to the dtype of its first symbolic tensor, which is that of the layer before it when it was built.
     """
+    if has_named_layers(layer) and layer.compute_dtype == "float32":
+        return _widen_inputs(layer)
     if not isinstance(layer, keras.layers.Normalization) or getattr(layer, "mean", None) is None:
         return lambda: None
     before = layer.mean, layer.variance
@@ -164,6 +191,21 @@ def refresh_dtype_cache(layer: Any) -> Callable[[], None]:
 
     def undo() -> None:
         layer.mean, layer.variance = before
+
+    return undo
+
+
+def _widen_inputs(model: Any) -> Callable[[], None]:
+    """Let a Sequential or functional model take float32 where it was built for 16 bits; return what undoes it."""
+    functional = getattr(model, "_functional", None) if isinstance(model, keras.Sequential) else model
+    narrow = [x for x in getattr(functional, "_inputs", ()) if x.dtype in ("float16", "bfloat16")]
+    before = [(x, x._dtype) for x in narrow]
+    for x in narrow:
+        x._dtype = "float32"
+
+    def undo() -> None:
+        for x, dtype in before:
+            x._dtype = dtype
 
     return undo
 
@@ -227,6 +269,11 @@ def build_train_function(
         return model.train_function
 
 
+def running_loss(model: Any) -> Any:
+    """Return the variable in which `fit` adds up the epoch's loss; None where there is none."""
+    return getattr(getattr(model, "_loss_tracker", None), "total", None)
+
+
 def usual_batch(model: Any, steps: int) -> int | None:
     """Return the batch size, right after the first call of an epoch that made `steps` train steps; None if unknown.
 
@@ -278,6 +325,11 @@ def current_graph() -> Any:
     return None if tf.executing_eagerly() else tf_ops.get_default_graph()
 
 
+def stack() -> list[Any]:
+    """Return the frames of the call at hand, outermost first; lines that AutoGraph converted are the user's own."""
+    return list(tf_stack.extract_stack())
+
+
 def in_control_flow_of(graph: Any, root: Any) -> bool:
     """Tell whether `graph` is a branch or loop body somewhere inside `root`, with no tf.function in between.
 
@@ -306,17 +358,23 @@ def reduce_together(
         initial: For each tensor the scalar at which its reduction starts, of its dtype.
         combine: For each tensor the function of two scalars.
     """
-    count = len(tensors)
+    traced = _reducer(tuple(tensor.dtype for tensor in tensors), tuple(combine))
+    last = int(tensors[0].shape.rank) - 1
+    return tuple(xla_variadic_reduce_v2(list(tensors), list(initial), [last], traced))
+
+
+@functools.cache
+def _reducer(dtypes: tuple[Any, ...], combine: tuple[Callable[[Any, Any], Any], ...]) -> Any:
+    """Return the function of two scalars for each dtype, traced: what XLA reduces with."""
+    count = len(dtypes)
 
     def reducer(*scalars: Any) -> list[Any]:
         pairs = zip(combine, scalars[:count], scalars[count:], strict=True)
         return [function(first, second) for function, first, second in pairs]
 
-    scalars = [tf.TensorSpec([], tensor.dtype) for tensor in tensors]
+    scalars = [tf.TensorSpec([], dtype) for dtype in dtypes]
     with tf.init_scope():
-        traced = tf.function(reducer, autograph=False).get_concrete_function(*scalars, *scalars)
-    last = int(tensors[0].shape.rank) - 1
-    return tuple(xla_variadic_reduce_v2(list(tensors), list(initial), [last], traced))
+        return tf.function(reducer, autograph=False).get_concrete_function(*scalars, *scalars)
 
 
 def is_dynamic(optimizer: Any) -> bool:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from precscope.reports.reference_view import ReferenceRow, ReferenceView
 
-__all__ = ["reference_step"]
+__all__ = ["reference_errors"]
 
 _MOST = 6
 _LEAST_NAME, _MOST_NAME, _TENSOR, _NUMBER = 12, 40, 18, 9
@@ -24,7 +24,7 @@ _LEAST_NAME, _MOST_NAME, _TENSOR, _NUMBER = 12, 40, 18, 9
 _HEADS = ("own error", "own flush", "own ovfl.", "whole", "cosine", "inherited")
 
 
-def reference_step(view: ReferenceView | None, width: int, show_all: bool) -> Iterator[Text]:
+def reference_errors(view: ReferenceView | None, width: int, show_all: bool) -> Iterator[Text]:
     """Yield the section's lines; all tensors with `show_all`."""
     if view is None:
         return
