@@ -131,8 +131,8 @@ class Replayer:
     def price(self, settings: Mapping[str, Mapping[str, str]], scale: float) -> tuple[dict[str, PricedPolicy], int]:
         """Time passes of the first batch under each of the settings, by name, in turn, so that drifts hit all alike.
 
-        Return what each costs, and how many passes of each were timed. Each is traced and has run before it is timed. The time holds what a replay saves and restores; that is the same
-        for all of them.
+        Return what each costs, and how many passes of each were timed. Each is traced and has run before it is timed.
+        The time holds what a replay saves and restores; that is the same for all of them.
         """
         batch = self._references[0].batch
         times_ms: dict[str, list[float]] = {name: [] for name in settings}
