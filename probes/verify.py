@@ -12,6 +12,7 @@ import tensorflow as tf
 from precscope.advice import Evidence, analyze
 from precscope.advice.proposal import default_policy, propose_policy
 from precscope.advice.suspects import further_layers, suspected_layers
+from precscope.advice.wording import quoted
 from precscope.errors import PrecScopeError
 from precscope.formats import FORMATS
 from precscope.layer_match import match_layers
@@ -132,8 +133,8 @@ class _Setup:
             try:
                 replayer.set_reference(data.batches, policies)
                 break
-            except PrecScopeError:
-                raise
+            except PrecScopeError as error:
+                raise self._with_what_stays(error, replayer) from None
             except Exception:
                 failed = set(replayer.unflipped) - known
                 if not failed:
@@ -141,6 +142,14 @@ class _Setup:
                 policies = {name: policy for name, policy in policies.items() if name not in failed}
                 policies |= {name: self._base[name] for name in failed if name in self._base}
         self.note_unflipped(replayer)
+
+    def _with_what_stays(self, error: PrecScopeError, replayer: Replayer) -> PrecScopeError:
+        """Name the layers that compute in 16 bits in the reference too: they may be what is wrong with it."""
+        stays = self.left_out | replayer.unflipped
+        if not stays:
+            return error
+        reasons = "; ".join(f"{quoted(name)}: {reason}" for name, reason in list(stays.items())[:3])
+        return PrecScopeError(f"{error} Layers that cannot be flipped to float32 may be the cause: {reasons}.")
 
     def note_unflipped(self, replayer: Replayer) -> None:
         """Leave out layers whose outputs showed that they do not follow their policy."""
