@@ -19,6 +19,7 @@ import numpy as np
 
 from precscope.device_records import DeviceInfo, DeviceSample
 from precscope.op_records import OpRecord, ProfiledWindow
+from precscope.origin_records import Frame, OriginRecord
 from precscope.records import (
     SCALAR_DTYPE,
     CostRecord,
@@ -35,14 +36,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 __all__ = [
+    "FIRST_ROW",
     "SCHEMA_VERSION",
     "close_database",
     "columns_of",
     "create_database",
     "insert",
     "insert_row",
+    "last_row",
     "open_database",
     "select",
+    "select_after",
     "select_results",
     "to_row",
     "transaction",
@@ -82,6 +86,13 @@ CREATE TABLE op_times (
     device_time_ns INTEGER NOT NULL, count INTEGER NOT NULL, tensor_core INTEGER, device TEXT NOT NULL,
     "cast" INTEGER NOT NULL, shared_with TEXT NOT NULL
 );
+CREATE TABLE origins (
+    "index" INTEGER PRIMARY KEY, step INTEGER NOT NULL, cause TEXT NOT NULL, direction TEXT, layer TEXT,
+    arrives_at TEXT, place TEXT, epoch INTEGER, batch INTEGER, loss_scale REAL, applied INTEGER, data_finite INTEGER,
+    bad_weights TEXT NOT NULL, bad_updates TEXT NOT NULL, noticed_by TEXT NOT NULL, noticed_step INTEGER NOT NULL,
+    finite_step INTEGER, dense_steps INTEGER NOT NULL, times INTEGER NOT NULL, last_step INTEGER NOT NULL, kept TEXT,
+    note TEXT, frames TEXT NOT NULL
+);
 CREATE TABLE devices (
     id TEXT PRIMARY KEY, kind TEXT NOT NULL, name TEXT, memory_total_bytes INTEGER, uuid TEXT, pci_bus_id TEXT,
     compute_capability TEXT, driver_version TEXT, cuda_driver_version TEXT
@@ -108,17 +119,21 @@ _TABLES: dict[type[Any], str] = {
     StepTimeRecord: "step_times",
     ProfiledWindow: "profiled_windows",
     OpRecord: "op_times",
+    OriginRecord: "origins",
     DeviceInfo: "devices",
     DeviceSample: "device_samples",
 }
 #: Tables that a run need not have: runs that were recorded before there were any.
-_OPTIONAL_TABLES = ("step_times", "results", "profiled_windows", "op_times", "devices", "device_samples")
+_OPTIONAL_TABLES = ("step_times", "results", "profiled_windows", "op_times", "devices", "device_samples", "origins")
 #: Columns that hold a tuple as a JSON array.
-_JSON_COLUMNS = ("inputs", "shape", "shared_with", "throttle_reasons")
+_JSON_COLUMNS = ("inputs", "shape", "shared_with", "throttle_reasons", "bad_weights", "bad_updates")
 #: Columns that hold a bool, which SQLite keeps as 0 or 1.
-_FLAG_COLUMNS = ("tensor_core", "cast")
+_FLAG_COLUMNS = ("tensor_core", "cast", "applied", "data_finite")
 #: How long either side waits for the other where the file system allows no WAL.
 _BUSY_S = 10.0
+
+#: Where `select_after` begins: before all rows, tensor 0 included.
+FIRST_ROW = -1
 
 Record = TypeVar("Record")
 
@@ -282,12 +297,38 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
 
 def select(connection: sqlite3.Connection, cls: type[Record]) -> tuple[Record, ...]:
     """Return all records of `cls`, in the order in which they were written."""
+    return select_after(connection, cls, FIRST_ROW)[0]
+
+
+def select_after(
+    connection: sqlite3.Connection, cls: type[Record], row: int, most: int = -1
+) -> tuple[tuple[Record, ...], int]:
+    """Return the records of `cls` that were written after row number `row`, and the number of the last of them.
+
+    Args:
+        connection: What `open_database` gave.
+        cls: A record that has a table.
+        row: What this function returned last; `FIRST_ROW` to begin.
+        most: How many records to return, the oldest first; negative for all.
+    """
     if not _has(connection, _TABLES[cls]):
-        return ()
+        return (), row
     names = [item.name for item in fields(cls)]  # type: ignore[arg-type]  # every record is a dataclass
     columns = ", ".join(f'"{name}"' for name in names)
-    rows = connection.execute(f"SELECT {columns} FROM {_TABLES[cls]} ORDER BY rowid")
-    return tuple(cls(**{name: _from_sql(name, value) for name, value in zip(names, row, strict=True)}) for row in rows)
+    query = f"SELECT rowid, {columns} FROM {_TABLES[cls]} WHERE rowid > ? ORDER BY rowid LIMIT ?"
+    rows = connection.execute(query, (row, most)).fetchall()
+    records = tuple(
+        cls(**{name: _from_sql(name, value) for name, value in zip(names, values, strict=True)}) for _, *values in rows
+    )
+    return records, rows[-1][0] if rows else row
+
+
+def last_row(connection: sqlite3.Connection, cls: type[Any]) -> int:
+    """Return the highest row number of the table of `cls`; `FIRST_ROW` where it is empty or missing."""
+    if not _has(connection, _TABLES[cls]):
+        return FIRST_ROW
+    (row,) = connection.execute(f"SELECT max(rowid) FROM {_TABLES[cls]}").fetchone()
+    return FIRST_ROW if row is None else int(row)
 
 
 def select_results(connection: sqlite3.Connection) -> dict[str, list[float]]:
@@ -312,4 +353,6 @@ def _has(connection: sqlite3.Connection, table: str) -> bool:
 def _from_sql(name: str, value: Any) -> Any:
     if name in _FLAG_COLUMNS and value is not None:
         return bool(value)
+    if name == "frames":
+        return tuple(Frame(*row) for row in json.loads(value))
     return tuple(json.loads(value)) if name in _JSON_COLUMNS and value is not None else value

@@ -133,8 +133,8 @@ class KeptBatchWriter:
     limit_bytes: int
     _sizes: dict[int, int] = field(default_factory=dict)
 
-    def keep(self, step: int, **groups: Any) -> None:
-        """Keep the batch of a step, and fewer of the older ones where they exceed the limit.
+    def keep(self, step: int, **groups: Any) -> Path:
+        """Keep the batch of a step, and fewer of the older ones where they exceed the limit; return its file.
 
         Args:
             step: The train step; later than those kept before.
@@ -157,6 +157,7 @@ class KeptBatchWriter:
         self._make_room(step, size)
         self._write(self._file(step), entries)
         self._sizes[step] = size
+        return self._file(step)
 
     def _make_room(self, step: int, size: int) -> None:
         sizes = {**self._sizes, step: size}

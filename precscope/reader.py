@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
     from precscope.device_records import DeviceInfo, DeviceSample
     from precscope.op_records import OpRecord, ProfiledWindow
+    from precscope.origin_records import OriginRecord
     from precscope.records import (
         CostRecord,
         LayerRecord,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     )
     from precscope.reports.figures import Figures
 
-__all__ = ["Run", "open_run"]
+__all__ = ["Run", "merge_workers", "open_run"]
 
 _SCALARS = SCALAR_DTYPE.names or ()
 _COUNTS = [
@@ -77,6 +78,7 @@ class Run:
         devices: The devices of the process, GPUs or else the host.
         device_samples: Their state, in the order of time.
         results: Metrics at the end of each epoch, by name, as Keras' history has them; empty without one.
+        origins: Where values turned infinite or NaN, in the order in which that was found; empty where none did.
     """
 
     path: Path
@@ -94,6 +96,7 @@ class Run:
     devices: tuple[DeviceInfo, ...]
     device_samples: tuple[DeviceSample, ...]
     results: dict[str, list[float]]
+    origins: tuple[OriginRecord, ...]
     _workers: tuple[_PlacedWorker, ...]
 
     def __repr__(self) -> str:
@@ -274,11 +277,11 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     files = worker_files(directory)
     if not files and record.status != "running":
         raise damaged(worker_file(directory, 0), "is missing")
-    return _merge(directory, record, alive, [read_worker(file) for file in files])
+    return merge_workers(directory, record, alive, [read_worker(file) for file in files])
 
 
-def _merge(directory: Path, record: RunRecord, alive: bool | None, workers: Sequence[Worker]) -> Run:
-    """Put the workers' records together: layers by id, tensors by layer, kind and name."""
+def merge_workers(directory: Path, record: RunRecord, alive: bool | None, workers: Sequence[Worker]) -> Run:
+    """Return the run of which these are the workers: layers by id, tensors by layer, kind and name."""
     layers: dict[str, LayerRecord] = {}
     tensors: dict[Hashable, TensorRecord] = {}
     samples: list[SampleRecord] = []
@@ -291,7 +294,7 @@ def _merge(directory: Path, record: RunRecord, alive: bool | None, workers: Sequ
             tensors.setdefault(key, replace(tensor, index=len(tensors)))
         columns = np.array([tensors[key].index for key in keys], np.intp)
         placed.append(_PlacedWorker(worker, range(len(samples), len(samples) + len(worker.samples)), columns))
-        samples += [replace(sample, index=len(samples) + sample.index) for sample in worker.samples]
+        samples += [replace(sample, index=index) for index, sample in enumerate(worker.samples, start=len(samples))]
     return Run(
         path=directory,
         record=record,
@@ -308,6 +311,7 @@ def _merge(directory: Path, record: RunRecord, alive: bool | None, workers: Sequ
         devices=tuple({item.id: item for worker in workers for item in worker.devices}.values()),
         device_samples=tuple(item for worker in workers for item in worker.device_samples),
         results=next((worker.results for worker in workers if worker.results), {}),
+        origins=tuple(origin for worker in workers for origin in worker.origins),
         _workers=tuple(placed),
     )
 

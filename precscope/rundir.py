@@ -17,6 +17,7 @@ __all__ = [
     "create_run_directory",
     "delete_run_files",
     "find_run_directory",
+    "local_path",
     "worker_file",
     "worker_files",
 ]
@@ -41,7 +42,7 @@ def create_run_directory(path: str | os.PathLike[str], overwrite: bool = False) 
     Raises:
         RunDirectoryError: `path` is a URL or a file, holds something, cannot be written, or its disk is full.
     """
-    directory = _local_path(path)
+    directory = local_path(path)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
@@ -78,7 +79,7 @@ def find_run_directory(path: str | os.PathLike[str]) -> Path:
     Raises:
         RunDirectoryError: There is nothing at `path`, or something else.
     """
-    directory = _local_path(path)
+    directory = local_path(path)
     if not directory.exists():
         raise RunDirectoryError(f"There is no run directory at '{directory}': nothing exists there. Check the path.")
     if not directory.is_dir():
@@ -106,7 +107,12 @@ def worker_files(directory: Path) -> list[Path]:
     return [numbered[number] for number in sorted(numbered)]
 
 
-def _local_path(path: str | os.PathLike[str]) -> Path:
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """Return `path`, "~" expanded.
+
+    Raises:
+        RunDirectoryError: It is no path, or a URL.
+    """
     try:
         text = os.fspath(path)
         if not isinstance(text, str) or not text or "\0" in text:

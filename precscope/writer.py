@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from precscope.device_records import DeviceInfo, DeviceSample
     from precscope.op_records import OpRecord, ProfiledWindow
+    from precscope.origin_records import OriginRecord
     from precscope.records import (
         CostRecord,
         LayerRecord,
@@ -124,6 +125,7 @@ class RunWriter:
         scalars: NDArray[np.void],
         histograms: NDArray[np.uint64],
         tensor_indices: ArrayLike | None = None,
+        costs: Iterable[CostRecord] = (),
     ) -> None:
         """Add a sample; its `index` is not used, the reader numbers samples in the order of writing.
 
@@ -132,6 +134,7 @@ class RunWriter:
             scalars: SCALAR_DTYPE [tensors].
             histograms: uint64 [tensors, HISTOGRAM_BINS].
             tensor_indices: Which tensors these are, ascending; None for all tensors so far.
+            costs: What PrecScope cost so far, as for `set_costs`, for those who read meanwhile.
 
         Raises:
             ValueError: The arrays have another shape or dtype, or the tensors are unknown.
@@ -153,6 +156,7 @@ class RunWriter:
         }
         with self._writing() as connection:
             insert_row(connection, "samples", row)
+            insert(connection, costs)
         self._totals = totals
         self._samples += 1
 
@@ -183,6 +187,10 @@ class RunWriter:
     def add_op_times(self, window: ProfiledWindow, records: Iterable[OpRecord]) -> None:
         """Add what the profiled window gave; a run has one at most."""
         self._insert([window, *records])
+
+    def add_origin(self, record: OriginRecord) -> None:
+        """Add where values turned non-finite; one whose index is known replaces the older record."""
+        self._insert([record])
 
     def add_devices(self, devices: Iterable[DeviceInfo]) -> None:
         """Add devices; one whose id is known replaces the older record."""

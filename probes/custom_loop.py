@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from precscope.probes.optimizer_taps import OptimizerTaps
     from precscope.probes.sampling_loop import SamplingLoop
     from precscope.probes.taps import LayerTaps
+    from precscope.probes.tripwire import Tripwire
 
 __all__ = ["InstrumentedStep"]
 
@@ -30,6 +31,7 @@ class InstrumentedStep:
         ready: Tells whether everything that the first step builds is there.
         advance: Called before each step with this object, so that the session counts steps.
         handout: Takes the batches of sampled steps, where somebody wants them.
+        tripwire: Keeps what it takes to run a bad step again, where that is asked for.
     """
 
     def __init__(
@@ -40,8 +42,10 @@ class InstrumentedStep:
         ready: Callable[[], bool],
         advance: Callable[[InstrumentedStep], None],
         handout: BatchHandout | None = None,
+        tripwire: Tripwire | None = None,
     ) -> None:
         self._handout = handout
+        self._tripwire = tripwire
         functools.update_wrapper(self, getattr(plain, "python_function", plain))
         self.plain = plain
         self._loop = loop
@@ -55,6 +59,14 @@ class InstrumentedStep:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one train step."""
         self._advance(self)
+        if self._tripwire is None or not self._tripwire.is_on:
+            return self._run(*args, **kwargs)
+        self._tripwire.before_step(self._loop.steps_seen, args, kwargs, self.plain)
+        result = self._run(*args, **kwargs)
+        self._tripwire.after_step(result)
+        return result
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
         loop = self._loop
         if self._warm and loop.steps_seen < loop.next_step:
             return self.plain(*args, **kwargs)

@@ -19,6 +19,7 @@ from tensorflow.python.ops.control_flow_v2_func_graphs import (
     WhileBodyFuncGraph,
     WhileCondFuncGraph,
 )
+from tensorflow.python.util import tf_stack
 
 from precscope.policy import MODEL
 
@@ -47,9 +48,12 @@ __all__ = [
     "own_variables",
     "reduce_together",
     "refresh_dtype_cache",
+    "running_loss",
     "scale_variable",
     "set_instance_attribute",
     "set_own_policy",
+    "stack",
+    "state_variables",
     "steps_per_epoch",
     "tie",
     "update_counter",
@@ -120,6 +124,24 @@ def _layers_in(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any
 def own_variables(layer: Any) -> list[Any]:
     """Return the variables that `layer` itself owns, not those of its sub-layers."""
     return [*layer._trainable_variables, *layer._non_trainable_variables]
+
+
+def state_variables(model: Any) -> list[tuple[str, Any]]:
+    """Return (name, variable) of all that a step of a built model depends on: weights, statistics, states of seeds.
+
+    Metrics are left out. The name is the variable's path, numbered where several have the same.
+    """
+    metrics = {id(variable) for variable in getattr(model, "metrics_variables", ())}
+    named: dict[str, Any] = {}
+    for variable in model.variables:
+        if id(variable) in metrics:
+            continue
+        name, number = variable.path, 1
+        while name in named:
+            number += 1
+            name = f"{variable.path}:{number}"
+        named[name] = variable
+    return list(named.items())
 
 
 def own_policy(layer: Any) -> Any:
@@ -229,6 +251,11 @@ def build_train_function(
         return model.train_function
 
 
+def running_loss(model: Any) -> Any:
+    """Return the variable in which `fit` adds up the epoch's loss; None where there is none."""
+    return getattr(getattr(model, "_loss_tracker", None), "total", None)
+
+
 def usual_batch(model: Any, steps: int) -> int | None:
     """Return the batch size, right after the first call of an epoch that made `steps` train steps; None if unknown.
 
@@ -280,6 +307,11 @@ def current_graph() -> Any:
     return None if tf.executing_eagerly() else tf_ops.get_default_graph()
 
 
+def stack() -> list[Any]:
+    """Return the frames of the call at hand, outermost first; lines that AutoGraph converted are the user's own."""
+    return list(tf_stack.extract_stack())
+
+
 def in_control_flow_of(graph: Any, root: Any) -> bool:
     """Tell whether `graph` is a branch or loop body somewhere inside `root`, with no tf.function in between.
 
@@ -308,17 +340,23 @@ def reduce_together(
         initial: For each tensor the scalar at which its reduction starts, of its dtype.
         combine: For each tensor the function of two scalars.
     """
-    count = len(tensors)
+    traced = _reducer(tuple(tensor.dtype for tensor in tensors), tuple(combine))
+    last = int(tensors[0].shape.rank) - 1
+    return tuple(xla_variadic_reduce_v2(list(tensors), list(initial), [last], traced))
+
+
+@functools.cache
+def _reducer(dtypes: tuple[Any, ...], combine: tuple[Callable[[Any, Any], Any], ...]) -> Any:
+    """Return the function of two scalars for each dtype, traced: what XLA reduces with."""
+    count = len(dtypes)
 
     def reducer(*scalars: Any) -> list[Any]:
         pairs = zip(combine, scalars[:count], scalars[count:], strict=True)
         return [function(first, second) for function, first, second in pairs]
 
-    scalars = [tf.TensorSpec([], tensor.dtype) for tensor in tensors]
+    scalars = [tf.TensorSpec([], dtype) for dtype in dtypes]
     with tf.init_scope():
-        traced = tf.function(reducer, autograph=False).get_concrete_function(*scalars, *scalars)
-    last = int(tensors[0].shape.rank) - 1
-    return tuple(xla_variadic_reduce_v2(list(tensors), list(initial), [last], traced))
+        return tf.function(reducer, autograph=False).get_concrete_function(*scalars, *scalars)
 
 
 def is_dynamic(optimizer: Any) -> bool:
