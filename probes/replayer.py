@@ -40,7 +40,8 @@ class ReplayBatch:
         step: The train step that it is of.
         args: What the train step is given.
         kwargs: Likewise.
-        weights: Weights to replay it with, in the order of `model.weights`; None for those that the model has.
+        weights: Weights and states of seeds to replay it with, in the order of `keras_internals.state_variables`; None
+            for those that the model has.
     """
 
     step: int
@@ -220,7 +221,7 @@ class Replayer:
         if batch.weights is None:
             yield
             return
-        variables = self._model.weights
+        variables = [variable for _, variable in keras_internals.state_variables(self._model)]
         before = [tf.identity(variable.value) for variable in variables]
         try:
             for variable, value in zip(variables, batch.weights, strict=True):
