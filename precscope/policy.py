@@ -5,17 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from precscope.origin_records import DATA_ID
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["MODEL", "NO_LAYERS", "KeptLayer", "MadeFor", "OptimizerNeeds", "Pin", "Policy", "Price", "Proof", "Reason"]
+__all__ = ["MODEL", "KeptLayer", "MadeFor", "OptimizerNeeds", "Pin", "Policy", "Price", "Proof", "Reason"]
 
 #: Id of the model itself, whose own policy casts what is fed to a subclassed model.
 MODEL = "(model)"
-#: Ids in a run's table of layers that no layer of the model has.
-NO_LAYERS = frozenset({MODEL, DATA_ID})
 
 
 @dataclass(frozen=True)

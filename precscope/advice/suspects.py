@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from precscope.advice import keep_float32
 from precscope.formats import FORMATS
-from precscope.policy import NO_LAYERS
+from precscope.origin_records import is_code_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -46,7 +46,7 @@ def further_layers(evidence: Evidence, findings: Sequence[Finding]) -> tuple[str
 
 def _computes_in_16_bits(evidence: Evidence, name: str) -> bool:
     dtype = evidence.graph.by_id[name].compute_dtype
-    if name in NO_LAYERS:
+    if is_code_id(name):
         return False
     return dtype in FORMATS and FORMATS[dtype].bits == 16 and evidence.graph.by_id[name].type != "InputLayer"
 
