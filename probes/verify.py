@@ -87,7 +87,10 @@ def verify_model(
 
     result = smallest_set(test, setup.suspects, setup.others, most_tests=most_tests, report=report)
     setup.note_unflipped(replayer)
-    return _verification(run, setup, replayer, result, before, scales, data, criterion)
+    bfloat16 = None
+    if proposal.default == "mixed_float16" and result.names != ():
+        bfloat16 = replayer.measure(setup.in_bfloat16(), scales_to_judge(None, None))
+    return _verification(setup, replayer, result, (before, bfloat16), scales, data, criterion)
 
 
 @dataclass
@@ -124,6 +127,10 @@ class _Setup:
     def as_trained(self) -> Mapping[str, str]:
         """Return the policies that the run was trained under."""
         return wanted_policies(self.model, replace(self.proposal, pins=(), default=default_policy(self.evidence)))[0]
+
+    def in_bfloat16(self) -> Mapping[str, str]:
+        """Return the policies of mixed_bfloat16 with nothing pinned."""
+        return wanted_policies(self.model, replace(self.proposal, pins=(), default="mixed_bfloat16"))[0]
 
     def set_reference(self, replayer: Replayer, data: ReplayData) -> None:
         """Replay in float32; what cannot follow keeps its policy and is left out."""
@@ -218,11 +225,10 @@ def _last_scale(evidence: Evidence) -> float | None:
 
 
 def _verification(
-    run: Run,
     setup: _Setup,
     replayer: Replayer,
     result: SearchResult[Measured],
-    before: Measured,
+    besides: tuple[Measured, Measured | None],
     scales: JudgedScales,
     data: ReplayData,
     criterion: Criterion,
@@ -246,8 +252,9 @@ def _verification(
         left_out=setup.left_out,
         batches=replayer.steps,
         weights=data.weights,
-        before=before,
+        before=besides[0],
         after=result.measured(pins) if proven else None,
+        bfloat16=besides[1],
         trials=len(result.trials),
         criterion=criterion,
         prices={name: prices[name] for name in settings},

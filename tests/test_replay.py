@@ -125,6 +125,7 @@ def verification(**changes):
         "weights": "as kept with each batch",
         "before": Measured((judged(outputs_finite=False),), 1),
         "after": measured,
+        "bfloat16": Measured((judged(),), 1),
         "trials": 4,
         "criterion": Criterion(),
         "prices": {name: PricedPolicy(1.5, 0.1, None, 4) for name in ("plain", "policy", "float32")},

@@ -101,6 +101,8 @@ def test_a_pair_that_only_helps_together_is_proven_minimal(broken):
     assert verification.before.worst.cosine is None
     assert verification.after.worst.cosine > 0.999
     assert verification.trials <= 5
+    assert verification.bfloat16.judged == 3
+    assert np.isfinite(verification.bfloat16.worst.cosine)  # bfloat16 has the range
     assert verification.weights == "as kept with each batch"
     assert len(verification.batches) == 3
     assert verification.prices["float32"].casts < verification.prices["plain"].casts
@@ -160,6 +162,7 @@ def test_a_healthy_model_needs_nothing(tmp_path, policy):
     assert verification.nothing_needed
     assert verification.trials == 1
     assert verification.pin_prices == {}
+    assert verification.bfloat16 is None
     policy_file = read_policy(tmp_path / "run" / "policy.yaml")
     assert (policy_file.default, policy_file.pins, policy_file.proven) == (policy, (), True)
     assert policy_file.optimizer.loss_scale_optimizer == (policy == "mixed_float16")
