@@ -15,8 +15,8 @@ from precscope.reader import open_run
 
 
 def test_the_commands_names_are_those_of_the_module():
-    assert demo_command.FAULTS == tuple(mnist_faults.FAULTS)
-    assert demo_command._FAULTS_MODULE == mnist_faults.__name__
+    assert tuple(mnist_faults.FAULTS) == demo_command.FAULTS
+    assert mnist_faults.__name__ == demo_command._FAULTS_MODULE
 
 
 @pytest.mark.parametrize("fault", mnist_faults.FAULTS)
@@ -38,7 +38,7 @@ def test_a_tenth_of_the_labels_is_replaced_and_the_test_labels_are_right():
 
 
 def test_an_unknown_fault_and_a_fault_of_another_demo_are_errors(capsys):
-    with pytest.raises(OptionsError, match="Unknown fault 'tail'. Expected one of: head, norm, range"):
+    with pytest.raises(OptionsError, match=r"Unknown fault 'tail'. Expected one of: head, norm, range"):
         mnist_faults.build(fault="tail")
     assert main(["demo", "lstm", "--fault", "head"]) == 2
     assert "--fault belongs to the demo mnist" in capsys.readouterr().err

@@ -56,7 +56,7 @@ def squares(*between, policy="mixed_float16", optimizer=None):
         layers = [keras.Input((4,)), Square(name="square"), *between, keras.layers.Rescaling(1e-6, name="down")]
         layers += [keras.layers.Dense(6, "tanh", name="hidden"), keras.layers.Dropout(0.2, name="drop")]
         model = keras.Sequential([*layers, keras.layers.Dense(1, name="head")], name="squares")
-        model.compile(optimizer or "adam", "mse", jit_compile=False)
+        model.compile(optimizer or "adam", "mse", run_eagerly=True)  # nothing to trace: the replay is what is tested
     finally:
         keras.config.set_dtype_policy(before)
     return model
@@ -138,12 +138,15 @@ def test_run_directory_report_and_policy_tell(broken, capsys):
 
 def test_the_proven_policy_trains(broken):
     path, _, _, _ = broken
-    model = squares()
+    model, twin = squares(), squares(policy="float32")
     precscope.apply_policy(model, path / "policy.yaml")
-    history = model.fit(*numbers(), batch_size=16, epochs=30, verbose=0)
-    twin = squares(policy="float32").fit(*numbers(), batch_size=16, epochs=30, verbose=0)
-    assert history.history["loss"][-1] == pytest.approx(twin.history["loss"][-1], rel=0.1)  # dropout draws differ
-    assert int(model.optimizer.iterations.numpy()) == 120
+    losses = []
+    for trained_one in (model, twin):
+        trained_one.run_eagerly = False
+        history = trained_one.fit(*numbers(), batch_size=16, epochs=15, verbose=0)
+        losses.append(history.history["loss"][-1])
+    assert losses[0] == pytest.approx(losses[1], rel=0.15)  # dropout draws other numbers in float16
+    assert int(model.optimizer.iterations.numpy()) == 60
 
 
 def test_the_page_shows_the_proof(broken, tmp_path):
@@ -208,7 +211,7 @@ class Cast(keras.Model):
 
 def test_a_subclassed_model_that_casts_its_input_is_pinned_itself(tmp_path):
     model = Cast(dtype="mixed_float16")
-    model.compile("adam", "mse", jit_compile=False)
+    model.compile("adam", "mse", run_eagerly=True)
     session = trained(tmp_path / "run", model, numbers(size=1e5))
     verification = session.verify()
     assert {"(model)", "scale"} <= set(verification.pins)
@@ -237,7 +240,7 @@ def test_a_layer_that_fails_in_float32_is_left_out_and_the_rest_proven(tmp_path)
             keras.layers.Dense(1, name="head"),
         ]
     )
-    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()), "mse", jit_compile=False)
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()), "mse", run_eagerly=True)
     verification = trained(tmp_path / "run", model).verify()
     assert "it failed in that policy" in verification.left_out["inside/particular"]
     assert set(verification.pins) == {"square", "down"}
@@ -246,7 +249,7 @@ def test_a_layer_that_fails_in_float32_is_left_out_and_the_rest_proven(tmp_path)
 def test_a_pure_float16_layer_is_left_out(tmp_path):
     model = squares()
     model.add(keras.layers.Dense(1, dtype="float16", name="pure"))
-    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()), "mse", jit_compile=False)
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()), "mse", run_eagerly=True)
     verification = trained(tmp_path / "run", model).verify()
     assert "its variables are float16" in verification.left_out["pure"]
     assert set(verification.pins) == {"square", "down"}
