@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import tempfile
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -56,7 +56,7 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE layers (
     id TEXT PRIMARY KEY, "order" INTEGER NOT NULL, type TEXT NOT NULL, keras_path TEXT, policy TEXT NOT NULL,
     compute_dtype TEXT NOT NULL, variable_dtype TEXT NOT NULL, parameters INTEGER NOT NULL,
-    inputs TEXT NOT NULL, unseen TEXT, gradient_unseen TEXT
+    inputs TEXT NOT NULL, unseen TEXT, gradient_unseen TEXT, autocast INTEGER NOT NULL
 );
 CREATE TABLE tensors (
     "index" INTEGER PRIMARY KEY, layer TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL, dtype TEXT NOT NULL,
@@ -125,7 +125,7 @@ _OPTIONAL_TABLES = ("step_times", "results", "profiled_windows", "op_times", "de
 #: Columns that hold a tuple as a JSON array.
 _JSON_COLUMNS = ("inputs", "shape", "shared_with", "throttle_reasons", "bad_weights", "bad_updates")
 #: Columns that hold a bool, which SQLite keeps as 0 or 1.
-_FLAG_COLUMNS = ("tensor_core", "cast", "applied", "data_finite")
+_FLAG_COLUMNS = ("tensor_core", "cast", "autocast", "applied", "data_finite")
 #: How long either side waits for the other where the file system allows no WAL.
 _BUSY_S = 10.0
 
@@ -293,7 +293,10 @@ def select(connection: sqlite3.Connection, cls: type[Record]) -> tuple[Record, .
     """Return all records of `cls`, in the order in which they were written."""
     if not _has(connection, _TABLES[cls]):
         return ()
-    names = [item.name for item in fields(cls)]  # type: ignore[arg-type]  # every record is a dataclass
+    known = columns_of(connection, _TABLES[cls])
+    items = fields(cls)  # type: ignore[arg-type]  # every record is a dataclass
+    # A column with a default may be newer than the run.
+    names = [item.name for item in items if item.name in known or item.default is MISSING]
     columns = ", ".join(f'"{name}"' for name in names)
     rows = connection.execute(f"SELECT {columns} FROM {_TABLES[cls]} ORDER BY rowid")
     return tuple(cls(**{name: _from_sql(name, value) for name, value in zip(names, row, strict=True)}) for row in rows)
