@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from precscope.advice.finding import Finding, Number
 from precscope.advice.gradient_rules import cure_of_underflow
-from precscope.advice.measured import is_broken, own_cosine, own_flushed, whole_cosine, whole_flushed
+from precscope.advice.measured import is_broken, moment_of, own_cosine, own_flushed, whole_cosine, whole_flushed
 from precscope.advice.readers import reach_through
 from precscope.advice.wording import counted, plain, quoted, share
 
@@ -71,40 +71,30 @@ def measured_error(evidence: Evidence) -> Iterator[Finding]:
 
 
 def measured_backward_error(evidence: Evidence) -> Iterator[Finding]:
-    """Given an exact gradient with room to spare, a layer hands on something else than it does in float32.
+    """Given an exact gradient, a layer hands on something else than it does in float32, at any loss scale.
 
     Measured by a reference step: the gradient that arrives is not too small for float16, but what the layer makes of it
-    is lost, so no loss scale can help. A sigmoid that rounds to exactly 1 does this: its slope becomes zero. A warning
-    where the gradients of all weights are off, or where they could not be measured because the layer that reads it
-    breaks; else a remark, for the gradient behind a saturated gate does not matter.
+    is lost, as behind a sigmoid that rounds to exactly 1, whose slope becomes zero; or parts of it overflow and others
+    vanish at one and the same scale, so that none fits. A warning where the gradients of all weights are off, or where
+    that cannot be measured because the layer breaks that reads this one. Else a remark: the gradient behind a saturated
+    gate does not matter.
     """
-    broken = set(_innermost(evidence, is_broken))
+    broken = _innermost(evidence, is_broken)
+    harmful_breaks = [finding.layer for finding in measured_break(evidence) if finding.severity != "info"]
+    named = {*broken, *_innermost(evidence, lambda record: _is_off(evidence, record))}
     for layer in evidence.layers:
-        own = [r for r in evidence.measured.own(layer.id, "gradient") if _loses_gradient(evidence, r)]
-        arriving = [r for r in evidence.measured.of(layer.id, "gradient") if whole_flushed(r) > _flush_limit(evidence)]
-        if not own or arriving or layer.id in evidence.graph.contents:
+        own = [r for r in evidence.measured.own(layer.id, "gradient", "weight_gradient") if _is_lost(evidence, r)]
+        if not own or layer.id in named or layer.id in evidence.graph.contents:
             continue
         worst = min(own, key=own_cosine)
         harm = evidence.measured.harm(worst)
-        path = reach_through(evidence, layer.id, broken)
-        harmful = path is not None if harm is None or math.isinf(harm) else harm > evidence.thresholds.gradient_error
-        yield Finding(
-            id="measured_backward_error",
-            layer=layer.id,
-            severity="warning" if harmful else "info",
-            confidence="measured",
-            action="keep_float32" if harmful else "none",
-            numbers={
-                "flushed": Number(own_flushed(worst), evidence.thresholds.flushed_share_error, "share"),
-                "cosine": Number(own_cosine(worst), evidence.thresholds.cosine_error, "cosine"),
-                "error of all weight gradients": _harm_number(evidence, worst),
-            },
-            sentence=(
-                f"Of an exact gradient, {quoted(layer.id)} hands on {share(own_flushed(worst))} as zeros that are none "
-                f"in float32 (step {worst.step:,})." + ("" if harmful else " The gradients of all weights agree.")
-            ),
-            consumers=path or (),
-        )
+        path = reach_through(evidence, layer.id, [name for name in harmful_breaks if name is not None])
+        unknown = harm is None or math.isinf(harm)
+        if harm is None or unknown:
+            harmful = path is not None and worst.kind == "gradient"
+        else:
+            harmful = harm > evidence.thresholds.gradient_error
+        yield _backward_finding(evidence, worst, (path or ()) if harmful else None, unknown)
 
 
 def measured_underflow(evidence: Evidence) -> Iterator[Finding]:
@@ -113,7 +103,8 @@ def measured_underflow(evidence: Evidence) -> Iterator[Finding]:
     Measured by a reference step: non-zero gradient values that are zero in float16. Many of them may be too small to
     matter, so it takes more than 1 % of them *and* a cosine to the float32 gradient below 0.999 for a warning, more
     than 10 % or a cosine below 0.99 for an error, and only where the gradients of all weights are off. A higher loss
-    scale is the cure where all gradients have room for it, else bfloat16; not float32 layer by layer.
+    scale is the cure where all gradients have room for it, else bfloat16; not float32 layer by layer. Where a layer has
+    an error of its own in the forward pass, zeros in the gradients behind it are a consequence, and are left out.
     """
     if not evidence.measured.steps:
         return
@@ -135,7 +126,7 @@ def measured_underflow(evidence: Evidence) -> Iterator[Finding]:
         return
     worst = max(lost, key=whole_flushed)
     harm = evidence.measured.harm(worst)
-    if harm is not None and harm <= limits.gradient_error:
+    if (harm is not None and harm <= limits.gradient_error) or _has_forward_error(evidence):
         return
     severe = whole_flushed(worst) > limits.flushed_share_error or whole_cosine(worst) < limits.cosine_error
     others = len({record.layer for record in lost}) - 1
@@ -172,13 +163,50 @@ def _is_off(evidence: Evidence, record: ReferenceRecord) -> bool:
     return own_cosine(record) < limits.gradient_cosine or (record.own_relative_error or 0.0) > limits.own_error
 
 
-def _loses_gradient(evidence: Evidence, record: ReferenceRecord) -> bool:
+def _is_lost(evidence: Evidence, record: ReferenceRecord) -> bool:
+    """Tell whether a layer's own backward pass loses a gradient that no loss scale could save."""
     limits = evidence.thresholds
-    return own_flushed(record) > limits.flushed_share_error and own_cosine(record) < limits.cosine_error
+    arriving = [r for r in evidence.measured.of(record.layer, "gradient") if moment_of(r) == moment_of(record)]
+    if any(whole_flushed(r) > limits.flushed_share for r in arriving):
+        return False
+    if is_broken(record):
+        return own_flushed(record) > limits.flushed_share
+    return own_cosine(record) < limits.cosine_error
 
 
-def _flush_limit(evidence: Evidence) -> float:
-    return evidence.thresholds.flushed_share
+def _backward_finding(
+    evidence: Evidence, worst: ReferenceRecord, readers: tuple[str, ...] | None, unknown: bool
+) -> Finding:
+    """Return the finding; `readers` are to be kept in float32 with the layer, None where it did no harm."""
+    limits, harmful = evidence.thresholds, readers is not None
+    what = "hands on" if worst.kind == "gradient" else f"gives {quoted(worst.name)}"
+    broken = (worst.own_overflowed or 0) + (worst.own_nans or 0)
+    harmless = " Whether that matters could not be measured." if unknown else " The gradients of all weights agree."
+    return Finding(
+        id="measured_backward_error",
+        layer=worst.layer,
+        severity="warning" if harmful else "info",
+        confidence="measured",
+        action="keep_float32" if harmful else "none",
+        numbers={
+            "flushed": Number(own_flushed(worst), limits.flushed_share, "share"),
+            "infinities and NaN": Number(broken, 0),
+            "cosine": Number(own_cosine(worst), limits.cosine_error, "cosine"),
+            "error of all weight gradients": _harm_number(evidence, worst),
+        },
+        sentence=(
+            f"Of an exact gradient, what {quoted(worst.layer)} {what} has a cosine of {own_cosine(worst):.3f} to "
+            f"float32's (step {worst.step:,}), {share(own_flushed(worst))} of it zero, {counted(broken, 'value')} "
+            f"infinite or NaN: no loss scale can help." + ("" if harmful else harmless)
+        ),
+        consumers=readers or (),
+    )
+
+
+def _has_forward_error(evidence: Evidence) -> bool:
+    """Tell whether a layer breaks, or errs, by itself in the forward pass, and that did harm."""
+    rules = (measured_break, measured_error)
+    return any(finding.severity != "info" for rule in rules for finding in rule(evidence))
 
 
 def _is_absorbed(evidence: Evidence, name: str) -> bool:
