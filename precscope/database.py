@@ -29,6 +29,7 @@ from precscope.records import (
     StepTimeRecord,
     TensorRecord,
 )
+from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
 from precscope.run_failures import damaged, newer_format, os_failure, sqlite_failure
 from precscope.statistics import BIN_EXPONENTS
 
@@ -99,6 +100,18 @@ CREATE TABLE device_samples (
     process_memory_bytes INTEGER, utilization_percent INTEGER, memory_utilization_percent INTEGER, power_mw INTEGER,
     temperature_c INTEGER, sm_clock_mhz INTEGER, memory_clock_mhz INTEGER, throttle_reasons TEXT
 );
+CREATE TABLE reference_steps (
+    step INTEGER NOT NULL, moment TEXT NOT NULL, examples INTEGER, batch INTEGER, loss_scale REAL NOT NULL,
+    loss_reference REAL, loss_policy REAL, random TEXT NOT NULL, compiled INTEGER NOT NULL, time_ns INTEGER NOT NULL,
+    left_out TEXT NOT NULL
+);
+CREATE TABLE reference (
+    step INTEGER NOT NULL, moment TEXT NOT NULL, layer TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL,
+    count INTEGER NOT NULL, reference_nonzero INTEGER NOT NULL, reference_norm REAL, flushed INTEGER NOT NULL,
+    overflowed INTEGER NOT NULL, nans INTEGER NOT NULL, relative_error REAL, sqnr_db REAL, cosine REAL,
+    inherited_relative_error REAL, own_reference_nonzero INTEGER, own_flushed INTEGER, own_overflowed INTEGER,
+    own_nans INTEGER, own_relative_error REAL, own_sqnr_db REAL, own_cosine REAL
+);
 """
 
 #: What the file says about itself, so that its arrays can be read without PrecScope.
@@ -119,13 +132,18 @@ _TABLES: dict[type[Any], str] = {
     OriginRecord: "origins",
     DeviceInfo: "devices",
     DeviceSample: "device_samples",
+    ReferenceStepRecord: "reference_steps",
+    ReferenceRecord: "reference",
 }
 #: Tables that a run need not have: runs that were recorded before there were any.
-_OPTIONAL_TABLES = ("step_times", "results", "profiled_windows", "op_times", "devices", "device_samples", "origins")
+_OPTIONAL_TABLES = (
+    *("step_times", "results", "profiled_windows", "op_times", "devices", "device_samples", "origins"),
+    *("reference_steps", "reference"),
+)
 #: Columns that hold a tuple as a JSON array.
-_JSON_COLUMNS = ("inputs", "shape", "shared_with", "throttle_reasons", "bad_weights", "bad_updates")
+_JSON_COLUMNS = ("inputs", "shape", "shared_with", "throttle_reasons", "bad_weights", "bad_updates", "left_out")
 #: Columns that hold a bool, which SQLite keeps as 0 or 1.
-_FLAG_COLUMNS = ("tensor_core", "cast", "autocast", "applied", "data_finite")
+_FLAG_COLUMNS = ("tensor_core", "cast", "autocast", "applied", "data_finite", "compiled")
 #: How long either side waits for the other where the file system allows no WAL.
 _BUSY_S = 10.0
 

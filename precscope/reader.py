@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         TensorKind,
         TensorRecord,
     )
+    from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
     from precscope.reports.figures import Figures
 
 __all__ = ["Run", "open_run"]
@@ -78,6 +79,8 @@ class Run:
         device_samples: Their state, in the order of time.
         results: Metrics at the end of each epoch, by name, as Keras' history has them; empty without one.
         origins: Where values turned infinite or NaN, in the order in which that was found; empty where none did.
+        reference_steps: Reference steps in float32, in the order of time; none unless `reference` was set.
+        reference: What each measured, tensor by tensor.
     """
 
     path: Path
@@ -96,6 +99,8 @@ class Run:
     device_samples: tuple[DeviceSample, ...]
     results: dict[str, list[float]]
     origins: tuple[OriginRecord, ...]
+    reference_steps: tuple[ReferenceStepRecord, ...]
+    reference: tuple[ReferenceRecord, ...]
     _workers: tuple[_PlacedWorker, ...]
 
     def __repr__(self) -> str:
@@ -302,6 +307,8 @@ def _merge(directory: Path, record: RunRecord, alive: bool | None, workers: Sequ
         device_samples=tuple(item for worker in workers for item in worker.device_samples),
         results=next((worker.results for worker in workers if worker.results), {}),
         origins=tuple(origin for worker in workers for origin in worker.origins),
+        reference_steps=tuple(item for worker in workers for item in worker.reference_steps),
+        reference=tuple(item for worker in workers for item in worker.reference),
         _workers=tuple(placed),
     )
 

@@ -27,6 +27,7 @@ from precscope.records import (
     StepTimeRecord,
     TensorRecord,
 )
+from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
 from precscope.run_failures import damaged
 from precscope.sample_arrays import decode_histograms, decode_indices, decode_scalars
 from precscope.statistics import HISTOGRAM_BINS
@@ -69,6 +70,8 @@ class Worker:
         device_samples: In the order of time.
         results: Metrics at the end of each epoch, by name.
         origins: Where values turned non-finite, in the order of finding.
+        reference_steps: In the order of writing.
+        reference: What they measured, in the order of writing.
     """
 
     path: Path
@@ -85,6 +88,8 @@ class Worker:
     device_samples: tuple[DeviceSample, ...]
     results: dict[str, list[float]]
     origins: tuple[OriginRecord, ...]
+    reference_steps: tuple[ReferenceStepRecord, ...]
+    reference: tuple[ReferenceRecord, ...]
 
     def scalars(self) -> NDArray[np.void]:
         """Return SCALAR_DTYPE [samples, tensors]; all zero where a tensor was not recorded in a sample."""
@@ -161,6 +166,8 @@ def read_worker(path: Path) -> Worker:
             select(connection, DeviceSample),
             select_results(connection),
             select(connection, OriginRecord),
+            select(connection, ReferenceStepRecord),
+            select(connection, ReferenceRecord),
         )
 
 

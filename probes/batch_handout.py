@@ -60,19 +60,19 @@ class BatchHandout:
 
     Attributes:
         failure: Why batches cannot be handed out, or None.
-        is_of_custom_loop: Whether the batch is the arguments of a custom loop's step.
+        step: The custom loop's step that the batch was given to; None where that is the model's `train_step`.
     """
 
     def __init__(self) -> None:
-        self.is_of_custom_loop = False
+        self.step: Callable[..., Any] | None = None
         self.failure: str | None = None
         self._traces: list[_Traced] = []
         self._last = tf.Variable(-1, dtype=tf.int64, trainable=False, name="precscope_batch")
         self._given: Batch | None = None
 
-    def put(self, *args: Any, **kwargs: Any) -> None:
+    def put(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Hold the arguments of a custom loop's step."""
-        self.is_of_custom_loop = True
+        self.step = step
         self._given = Batch(args, kwargs)
 
     def take(self, data: Any) -> None:
@@ -147,7 +147,7 @@ class BatchKeeping:
             if batch is None:
                 return
             # Of Keras' step the batch itself, of a custom loop's the tuple of its arguments.
-            data = batch.args if handout.is_of_custom_loop else batch.args[0]
+            data = batch.args[0] if handout.step is None else batch.args
             groups = {"data": _as_arrays(data)}
             if batch.kwargs:
                 groups["keywords"] = _as_arrays(batch.kwargs)

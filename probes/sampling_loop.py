@@ -82,6 +82,7 @@ class SamplingLoop:
         read_memory: Returns the allocator's bytes now and at the peak.
         dense_left: Steps that are still to be sampled one after the other, whatever that costs.
         place_in_epoch: Returns epoch and batch of a train step, from 0; None where there are no epochs.
+        after_sample: Called after each sampled step that was kept; what it costs is no part of the sample's cost.
     """
 
     def __init__(
@@ -104,6 +105,7 @@ class SamplingLoop:
         self.read_memory: Callable[[], tuple[int, int] | None] = lambda: None
         self.dense_left = 0
         self.place_in_epoch: Callable[[int], tuple[int, int] | None] = lambda step: None
+        self.after_sample: Callable[[SampledStep], None] = lambda sampled: None
         self._sampler = sampler
         self._keep = keep
         self._failed = failed
@@ -227,6 +229,7 @@ class SamplingLoop:
             self._keep(sampled)
             times_ns = (start_ns, stepped_ns, read_ns, self._clock_ns())
             self._account(sampled.step, steps, (recorder.traces > traces, is_dense), times_ns)
+            self.after_sample(sampled)
         except Exception as error:  # the step itself is done
             self.switch_off()
             self._failed(error)

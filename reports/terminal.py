@@ -14,6 +14,7 @@ from precscope.reports.palette import BOLD, FAINT, LEVELS, LINE, PLAIN, SEVERITI
 from precscope.reports.report_view import FindingView, ReportView, report_view
 from precscope.reports.scale_view import best_scale, headroom, skip_lines
 from precscope.reports.terminal_lines import graph, heading, note, paragraph
+from precscope.reports.terminal_reference import reference_step
 from precscope.reports.terminal_table import layer_table
 from precscope.reports.terminal_time import time_and_memory
 from precscope.reports.text import cut, percent, printable, shorten, significant
@@ -53,6 +54,7 @@ def render_report(view: ReportView, width: int, *, show_all: bool = False) -> It
     yield from _training(view, width, show_all)
     yield from _findings(view, width, show_all)
     yield from _layers(view, width, show_all)
+    yield from reference_step(view.reference, width, show_all)
     yield from time_and_memory(view.time, width, show_all)
     yield from _notes(view, width, show_all)
 

@@ -156,20 +156,7 @@ class Evidence:
     @cached_property
     def measured(self) -> Measured:
         """What reference steps measured; empty without any."""
-        return Measured(
-            getattr(self.run, "reference_steps", ()), getattr(self.run, "reference", ()), self._gradient_energy
-        )
-
-    def _gradient_energy(self, layer: str, name: str) -> float | None:
-        """Return the mean sum of squares of a weight gradient, unscaled, over the samples in which it was finite."""
-        tensors = [tensor for tensor in self.tensors("weight_gradient", layer=layer) if tensor.name == name]
-        if not tensors:
-            return None
-        column = tensors[0].index
-        rows = np.flatnonzero((self.finite[:, column] > 0) & (self.nonfinite[:, column] == 0))
-        scales = np.array([self.samples[row].loss_scale or 1.0 for row in rows])
-        energies = np.square(self.values("rms")[rows, column] / scales) * self.finite[rows, column]
-        return float(energies.mean()) if len(rows) else None
+        return Measured(self.run.reference_steps, self.run.reference)
 
     @cached_property
     def float16_gradients(self) -> list[TensorRecord]:

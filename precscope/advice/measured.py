@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from precscope.records import TensorKind
     from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
@@ -23,14 +24,12 @@ class Measured:
     Args:
         steps: Of the run.
         records: Of the run.
-        energy: Returns a weight gradient's mean sum of squares in the run, by layer and variable; None where unknown.
     """
 
     def __init__(
         self,
         steps: Sequence[ReferenceStepRecord],
         records: Iterable[ReferenceRecord],
-        energy: Callable[[str, str], float | None],
     ) -> None:
         self.steps = steps
         self._records: dict[tuple[str, TensorKind], list[ReferenceRecord]] = defaultdict(list)
@@ -39,7 +38,6 @@ class Measured:
             self._records[record.layer, record.kind].append(record)
             if record.kind == "weight_gradient":
                 self._gradients[moment_of(record)].append(record)
-        self._energy = energy
         self._harm: dict[Moment, float | None] = {}
 
     def of(self, layer: str, *kinds: TensorKind) -> list[ReferenceRecord]:
@@ -59,16 +57,16 @@ class Measured:
         own = [record for record in self.own(layer, "activation") if moment_of(record) in broken]
         return any(map(is_broken, own)) if own else None
 
-    def absorbs(self, layer: str, record: ReferenceRecord, most: float) -> bool:
-        """Tell whether a layer, given float32 values in the step of `record`, errs by at most `most` in its policy."""
-        own = [r for r in self.own(layer, "activation") if moment_of(r) == moment_of(record)]
-        return bool(own) and all(not is_broken(r) and (r.own_relative_error or 0.0) <= most for r in own)
+    def agrees(self, layer: str, record: ReferenceRecord, most: float) -> bool:
+        """Tell whether a layer's output in the step of `record` is off by `most` at most, inherited errors and all."""
+        whole = [r for r in self.of(layer, "activation") if moment_of(r) == moment_of(record)]
+        return bool(whole) and all(not r.overflowed and not r.nans and (r.relative_error or 0.0) <= most for r in whole)
 
     def harm(self, record: ReferenceRecord) -> float | None:
         """Return how far the gradient of all weights was off in the step of `record`, as a share of its length.
 
-        Relative errors of the single gradients are weighted by the gradients' sizes. Infinite where the loss was not
-        finite; None where a gradient was not, although the loss was: the loss scale may be what was too high.
+        Infinite where the loss was not finite; None where a gradient was not, although the loss was: the loss scale may
+        be what was too high.
         """
         moment = moment_of(record)
         if moment not in self._harm:
@@ -81,13 +79,11 @@ class Measured:
         gradients = self._gradients[moment]
         if not gradients or any(record.overflowed or record.nans for record in gradients):
             return None
-        weighed = [
-            (self._energy(record.layer, record.name) or 0.0, record.relative_error or 0.0) for record in gradients
-        ]
-        total = sum(energy for energy, _ in weighed)
-        if not total:
-            weighed, total = [(1.0, error) for _, error in weighed], float(len(weighed))
-        return math.sqrt(sum(energy * error**2 for energy, error in weighed) / total)
+        # A gradient that is zero in float32 has no relative error, and what it became is rounding.
+        squares = [(item.reference_norm or 0.0) ** 2 for item in gradients]
+        errors = [(item.relative_error or 0.0) ** 2 for item in gradients]
+        total = sum(squares)
+        return math.sqrt(sum(map(operator.mul, squares, errors)) / total) if total else None
 
 
 def _broke_the_loss(step: ReferenceStepRecord) -> bool:

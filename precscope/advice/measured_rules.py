@@ -210,12 +210,12 @@ def _has_forward_error(evidence: Evidence) -> bool:
 
 
 def _is_absorbed(evidence: Evidence, name: str) -> bool:
-    """Tell whether all that read a layer's infinities make the same of them as of the float32 values."""
+    """Tell whether all that read a layer's infinities put out what they do in float32 all the same."""
     broken = [record for record in evidence.measured.own(name, "activation") if is_broken(record)]
     readers = evidence.graph.consumers(name)
     most = evidence.thresholds.own_error
     return bool(readers) and all(
-        not record.own_nans and all(evidence.measured.absorbs(reader, record, most) for reader in readers)
+        not record.own_nans and all(evidence.measured.agrees(reader, record, most) for reader in readers)
         for record in broken
     )
 
