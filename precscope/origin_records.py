@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-__all__ = ["DATA_ID", "Cause", "Direction", "Frame", "NoticedBy", "OriginRecord", "is_code_id"]
+__all__ = ["DATA_ID", "LOSS_ID", "Cause", "Direction", "Frame", "NoticedBy", "OriginRecord", "is_code_id"]
 
 #: Id under which the batch itself is recorded, as if an input layer had handed it over.
 DATA_ID = "(data)"
+#: Stands in frames for the loss function.
+LOSS_ID = "(loss)"
 
 Direction = Literal["forward", "backward", "update"]
 #: What turned finite values into others: a "layer", the "loss" function, the optimizer's "update"; or nothing did,

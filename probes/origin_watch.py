@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from precscope.probes.sampling_loop import SampledStep, SamplingLoop
     from precscope.probes.tripwire import Tripped
 
-__all__ = ["OriginWatch"]
+__all__ = ["OriginWatch", "owner_of", "place_of"]
 
 #: So often sampling turns dense without further conditions; later, so that it stays below one step in a hundred.
 _FREE_EPISODES, _LATER_SHARE = 5, 0.01
@@ -126,7 +126,7 @@ class OriginWatch:
     ) -> OriginRecord:
         """Return the record of an origin in train step `step`; `records` saw it, by default those of the samples."""
         place_in_epoch = self._loop.place_in_epoch(step) or (None, None)
-        layer, note = _owner(found.layer)
+        layer, note = owner_of(found.layer)
         fields = {"finite_step": self._finite_step} | known
         fields["note"] = fields.get("note") or note
         return OriginRecord(
@@ -136,7 +136,7 @@ class OriginWatch:
             direction=found.direction,
             layer=layer,
             arrives_at=found.arrives_at,
-            place=_place(records or self._records, found.layer),
+            place=place_of(records or self._records, found.layer),
             epoch=place_in_epoch[0],
             batch=place_in_epoch[1],
             data_finite=found.data_finite,
@@ -186,7 +186,7 @@ class OriginWatch:
         return found.cause == "weights" or (known is not None and known.times >= _OFTEN)
 
 
-def _place(records: ModelRecords, layer_id: str | None) -> str | None:
+def place_of(records: ModelRecords, layer_id: str | None) -> str | None:
     """Return the user's line behind a layer: where it computes or is called, else the one that names it."""
     plan = None if layer_id is None else records.plan(layer_id)
     if plan is None or plan.place is not None:
@@ -202,7 +202,7 @@ def _is_finite(reading: Reading) -> bool:
     return loss_is_finite and not bad[inside].any() and not reading.spoiled.any()
 
 
-def _owner(layer_id: str | None) -> tuple[str | None, str | None]:
+def owner_of(layer_id: str | None) -> tuple[str | None, str | None]:
     """Return the layer in whose call code between layers ran, and where in it; a layer stays what it is."""
     owner, code, before = (layer_id or "").rpartition("/(")
     return (owner, f"in its own code, {before[:-1]}") if code else (layer_id, None)

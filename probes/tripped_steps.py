@@ -96,7 +96,7 @@ class TrippedSteps:
             groups = {
                 "data": as_arrays(given.args if given.function is not None else given.args[0]),
                 "weights": tripped.weights,
-                "state": {"loss_scale": tripped.loss_scale},
+                "state": {"loss_scale": tripped.loss_scale, "is_custom_loop": given.function is not None},
             }
             if given.kwargs:
                 groups["keywords"] = as_arrays(given.kwargs)

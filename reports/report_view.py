@@ -13,6 +13,7 @@ from precscope.advice.loss_scale_account import LossScaleAccount, loss_scale_acc
 from precscope.advice.verdict import Verdict, give_verdict
 from precscope.advice.wording import listed, plain, quoted, share
 from precscope.reports.layer_rows import LayerRow, layer_rows, matching
+from precscope.reports.origin_view import OriginView, origin_view
 from precscope.reports.run_view import CostView, RunView, cost_view, run_view
 from precscope.reports.text import ABSENT, printable
 from precscope.reports.time_view import TimeView, time_view
@@ -72,6 +73,7 @@ class ReportView:
         time: Time and memory; None where they were not measured yet when the run was recorded.
         loss_scale: What the loss scale does and why steps were skipped; None where the loss has no use for one.
         curve: The loss scale against what it costs; None where no float16 gradient was recorded.
+        origin: Where the run turned non-finite; None where nothing did, as far as was seen.
     """
 
     run: RunView
@@ -86,6 +88,7 @@ class ReportView:
     time: TimeView | None = None
     loss_scale: LossScaleAccount | None = None
     curve: ScaleCurve | None = None
+    origin: OriginView | None = None
 
 
 def report_view(
@@ -114,6 +117,7 @@ def report_view(
         time=time_view(evidence.run, None if pattern is None else {layer.id for layer in layers}),
         loss_scale=loss_scale_account(evidence),
         curve=scale_curve(evidence.run),
+        origin=origin_view(evidence),
     )
 
 

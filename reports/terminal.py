@@ -14,6 +14,7 @@ from precscope.reports.palette import BOLD, FAINT, LEVELS, LINE, PLAIN, SEVERITI
 from precscope.reports.report_view import FindingView, ReportView, report_view
 from precscope.reports.scale_view import best_scale, headroom, skip_lines
 from precscope.reports.terminal_lines import graph, heading, note, paragraph
+from precscope.reports.terminal_origin import origin_section
 from precscope.reports.terminal_table import layer_table
 from precscope.reports.terminal_time import time_and_memory
 from precscope.reports.text import cut, percent, printable, shorten, significant
@@ -50,6 +51,7 @@ def render_report(view: ReportView, width: int, *, show_all: bool = False) -> It
     """Yield the report's lines, at most `width` columns wide."""
     yield from _run(view, width)
     yield from _verdict(view, width)
+    yield from origin_section(view.origin, width, show_all)
     yield from _training(view, width, show_all)
     yield from _findings(view, width, show_all)
     yield from _layers(view, width, show_all)
@@ -78,6 +80,8 @@ def _verdict(view: ReportView, width: int) -> Iterator[Text]:
     if view.loss_scale is not None:
         scale = Text(printable(view.loss_scale.sentence))
         yield from paragraph(scale, width, Text.assemble(bar, "  "))
+    if view.origin is not None and not view.origin.is_healthy:
+        yield from paragraph(Text(view.origin.sentence), width, Text.assemble(bar, "  "))
     yield from paragraph(Text(printable(view.verdict.basis), FAINT), width, Text.assemble(bar, "  "))
 
 

@@ -10,6 +10,7 @@ from precscope.advice.evidence import Evidence
 from precscope.advice.finding import Finding
 from precscope.advice.gradient_rules import gradient_leak, gradient_overflow
 from precscope.advice.loss_scale_rules import loss_scale_floor, skipped_steps, unwrapped_optimizer
+from precscope.advice.origin_rules import nonfinite_origin
 from precscope.advice.output_rules import loss_not_finite, output_in_16_bits
 from precscope.advice.weight_rules import bad_weights, lost_updates
 
@@ -24,6 +25,7 @@ RULES: tuple[Rule, ...] = (
     activation_overflow,
     loss_not_finite,
     gradient_overflow,
+    nonfinite_origin,
     bad_weights,
     loss_scale_floor,
     skipped_steps,
