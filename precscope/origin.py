@@ -195,7 +195,7 @@ def _handed_on_by(step: StepValues, layer: str) -> str | None:
     """Return the consumer of `layer` whose backward pass made the gradient there bad; None where it was the loss."""
     found = list(_recorded_consumers(step, layer))
     spoilt = [name for name in found if step.bad("weight_gradient", name)]
-    return (spoilt or found or [None])[-1]
+    return next(iter((spoilt or found)[::-1]), None)
 
 
 def _recorded_consumers(step: StepValues, layer: str) -> Iterable[str]:

@@ -42,7 +42,7 @@ class Frame(NamedTuple):
         output_max: Greatest of what came out.
         infinities: Infinities among what came out.
         nans: NaN among what came out.
-        count: Elements that came out.
+        elements: How many came out.
     """
 
     layer: str
@@ -55,7 +55,7 @@ class Frame(NamedTuple):
     output_max: float | None
     infinities: int
     nans: int
-    count: int
+    elements: int
 
     @property
     def nonfinite(self) -> int:

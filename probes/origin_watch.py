@@ -14,6 +14,8 @@ from precscope.probes.code_places import place_of_name
 from precscope.probes.replay import step_values
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from precscope.options import Options
     from precscope.origin import FoundOrigin
     from precscope.origin_records import NoticedBy
@@ -103,9 +105,14 @@ class OriginWatch:
         origin = self.describe(found, step, records, noticed_by="tripwire", noticed_step=noticed_step, **known)
         self.record(origin)
 
+    def is_new(self, found: FoundOrigin) -> bool:
+        """Tell whether no step that showed the same is kept."""
+        known = self._origins.get(_key(found))
+        return known is None or known.kept is None
+
     def record(self, origin: OriginRecord) -> OriginRecord:
         """Write an origin; one that was seen before is counted."""
-        key = (origin.cause, origin.direction, origin.layer, origin.arrives_at)
+        key = _key(origin)
         known = self._origins.get(key)
         if known is not None:
             again = int(origin.step not in (known.step, known.last_step))  # the tripwire sees sampled steps, too
@@ -182,7 +189,7 @@ class OriginWatch:
 
     def _tells_nothing_new(self, found: FoundOrigin) -> bool:
         """Tell whether steps that follow need no look: the weights are lost, or the same was seen again and again."""
-        known = self._origins.get((found.cause, found.direction, found.layer, found.arrives_at))
+        known = self._origins.get(_key(found))
         return found.cause == "weights" or (known is not None and known.times >= _OFTEN)
 
 
@@ -196,10 +203,16 @@ def place_of(records: ModelRecords, layer_id: str | None) -> str | None:
 
 def _is_finite(reading: Reading) -> bool:
     """Tell whether all that was recorded is finite, the batch left aside; as `StepValues.is_finite`, but at once."""
-    bad = sum(reading.scalars[name] for name in ("positive_infinities", "negative_infinities", "nans"))
+    names = ("positive_infinities", "negative_infinities", "nans")
+    bad = np.sum([reading.scalars[name] for name in names], axis=0)
     inside = np.array([tensor.key.layer != DATA_ID for tensor in reading.tensors], bool)
     loss_is_finite = reading.loss is None or math.isfinite(reading.loss)
     return loss_is_finite and not bad[inside].any() and not reading.spoiled.any()
+
+
+def _key(origin: FoundOrigin | OriginRecord) -> Hashable:
+    """Return what makes two origins the same."""
+    return origin.cause, origin.direction, owner_of(origin.layer)[0], origin.arrives_at
 
 
 def owner_of(layer_id: str | None) -> tuple[str | None, str | None]:

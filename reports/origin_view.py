@@ -93,7 +93,7 @@ def _facts(evidence: Evidence, origin: OriginRecord) -> list[tuple[str, str]]:
     history = _history(evidence, origin)
     if history is not None:
         facts.append(("samples", history))
-    if origin.kept is not None:
+    if origin.kept is not None and (evidence.run.path / origin.kept).is_file():
         command = f"precscope replay {evidence.run.path} --step {origin.step} --model MODULE:FUNCTION"
         facts.append(("kept", f"its batch and the weights before it, in {origin.kept}: {command}"))
     if (unknown := what_is_not_known(origin)) is not None:

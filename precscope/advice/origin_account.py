@@ -120,7 +120,7 @@ def _amount(frame: Frame | None) -> str:
         return "infinities or NaN"
     parts = [counted(frame.infinities, "infinity").replace("infinitys", "infinities")] if frame.infinities else []
     parts += [f"{frame.nans:,} NaN"] if frame.nans else []
-    return f"{' and '.join(parts)} (of {frame.count:,})"
+    return f"{' and '.join(parts)} (of {frame.elements:,})"
 
 
 def _dtype(frame: Frame | None) -> str:
