@@ -22,6 +22,7 @@ from precscope.rundir import find_run_directory, worker_file, worker_files
 from precscope.spread import Spread, spread_of
 from precscope.statistics import HISTOGRAM_BINS, TensorStatistics
 from precscope.suggest import did_you_mean
+from precscope.verification import Verification, read_verification
 from precscope.worker import Worker, read_worker
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     )
     from precscope.reports.figures import Figures
 
-__all__ = ["Run", "open_run"]
+__all__ = ["Run", "merge_workers", "open_run"]
 
 _SCALARS = SCALAR_DTYPE.names or ()
 _COUNTS = [
@@ -108,6 +109,15 @@ class Run:
         if self.record.status == "running" and self.process_alive is False:
             return "killed"
         return self.record.status
+
+    @cached_property
+    def verification(self) -> Verification | None:
+        """What `precscope verify` showed by replaying batches; None where it has not run.
+
+        Raises:
+            RunDirectoryError: It is damaged, or was written by a newer PrecScope.
+        """
+        return read_verification(self.path)
 
     @cached_property
     def scalars(self) -> NDArray[np.void]:
@@ -267,11 +277,11 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     files = worker_files(directory)
     if not files and record.status != "running":
         raise damaged(worker_file(directory, 0), "is missing")
-    return _merge(directory, record, alive, [read_worker(file) for file in files])
+    return merge_workers(directory, record, alive, [read_worker(file) for file in files])
 
 
-def _merge(directory: Path, record: RunRecord, alive: bool | None, workers: Sequence[Worker]) -> Run:
-    """Put the workers' records together: layers by id, tensors by layer, kind and name."""
+def merge_workers(directory: Path, record: RunRecord, alive: bool | None, workers: Sequence[Worker]) -> Run:
+    """Return the run of which these are the workers: layers by id, tensors by layer, kind and name."""
     layers: dict[str, LayerRecord] = {}
     tensors: dict[Hashable, TensorRecord] = {}
     samples: list[SampleRecord] = []
@@ -284,7 +294,7 @@ def _merge(directory: Path, record: RunRecord, alive: bool | None, workers: Sequ
             tensors.setdefault(key, replace(tensor, index=len(tensors)))
         columns = np.array([tensors[key].index for key in keys], np.intp)
         placed.append(_PlacedWorker(worker, range(len(samples), len(samples) + len(worker.samples)), columns))
-        samples += [replace(sample, index=len(samples) + sample.index) for sample in worker.samples]
+        samples += [replace(sample, index=index) for index, sample in enumerate(worker.samples, start=len(samples))]
     return Run(
         path=directory,
         record=record,

@@ -21,6 +21,8 @@ from tensorflow.python.ops.control_flow_v2_func_graphs import (
 )
 from tensorflow.python.util import tf_stack
 
+from precscope.policy import MODEL
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -61,7 +63,7 @@ __all__ = [
 ]
 
 #: Id of the model itself, for variables that no layer owns.
-MODEL_ID = "(model)"
+MODEL_ID = MODEL
 _BOOKKEEPING = ("_layers", "_metrics", "_tracker", "_parent", "_loss_tracker", "optimizer")
 _CONTROL_FLOW = (WhileBodyFuncGraph, WhileCondFuncGraph, CondBranchFuncGraph)
 
@@ -338,17 +340,23 @@ def reduce_together(
         initial: For each tensor the scalar at which its reduction starts, of its dtype.
         combine: For each tensor the function of two scalars.
     """
-    count = len(tensors)
+    traced = _reducer(tuple(tensor.dtype for tensor in tensors), tuple(combine))
+    last = int(tensors[0].shape.rank) - 1
+    return tuple(xla_variadic_reduce_v2(list(tensors), list(initial), [last], traced))
+
+
+@functools.cache
+def _reducer(dtypes: tuple[Any, ...], combine: tuple[Callable[[Any, Any], Any], ...]) -> Any:
+    """Return the function of two scalars for each dtype, traced: what XLA reduces with."""
+    count = len(dtypes)
 
     def reducer(*scalars: Any) -> list[Any]:
         pairs = zip(combine, scalars[:count], scalars[count:], strict=True)
         return [function(first, second) for function, first, second in pairs]
 
-    scalars = [tf.TensorSpec([], tensor.dtype) for tensor in tensors]
+    scalars = [tf.TensorSpec([], dtype) for dtype in dtypes]
     with tf.init_scope():
-        traced = tf.function(reducer, autograph=False).get_concrete_function(*scalars, *scalars)
-    last = int(tensors[0].shape.rank) - 1
-    return tuple(xla_variadic_reduce_v2(list(tensors), list(initial), [last], traced))
+        return tf.function(reducer, autograph=False).get_concrete_function(*scalars, *scalars)
 
 
 def is_dynamic(optimizer: Any) -> bool:
