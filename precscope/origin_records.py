@@ -25,7 +25,7 @@ NoticedBy = Literal["sample", "skipped step", "loss", "weights", "tripwire", "re
 
 def is_code_id(layer_id: str) -> bool:
     """Tell whether an id stands for no layer: the batch, the model's own variables or code between layers."""
-    return layer_id.startswith("(")
+    return layer_id.startswith("(") or "/(" in layer_id
 
 
 class Frame(NamedTuple):

@@ -11,7 +11,7 @@ import tensorflow as tf
 layers = keras.layers
 
 
-class Op(layers.Layer):
+class Op(keras.layers.Layer):
     """Applies a function of TensorFlow in the layer's compute dtype."""
 
     def __init__(self, function: Any, **options: Any) -> None:
@@ -22,7 +22,7 @@ class Op(layers.Layer):
         return self.function(x)
 
 
-class Root(layers.Layer):
+class Root(keras.layers.Layer):
     """A square root, whose gradient at 0 is infinite."""
 
     def call(self, x: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def step(loss: float = 1.0, spoiled: dict[str, int] | None = None, **bad: tuple[
     for key, infinities in bad.items():
         arrays[key] = with_bad(arrays[key], *infinities)
     scalars, _ = arrays_of(*arrays.values())
-    keys = [tuple(key.split(" ")) for key in arrays]
+    keys: list[Any] = [key.split(" ") for key in arrays]
     lost = [(spoiled or {}).get(key.removeprefix("weight "), 0) if key.startswith("weight ") else 0 for key in arrays]
     return StepValues(
         [replace(item, order=order) for order, item in enumerate(LAYERS)],
