@@ -9,6 +9,7 @@ from precscope.advice import keep_float32
 from precscope.advice.actions import advise
 from precscope.advice.wording import counted, listed
 from precscope.formats import FORMATS
+from precscope.origin_records import is_code_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,15 +70,21 @@ def _diagnosis(evidence: Evidence, serious: Sequence[Finding], pins: tuple[str, 
 
 
 def _keep(evidence: Evidence, pins: tuple[str, ...]) -> str:
-    return f"Keep {len(pins)} of {counted(len(evidence.layers), 'layer')} in float32: {listed(pins, most=8)}."
+    return f"Keep {len(pins)} of {counted(_layers(evidence), 'layer')} in float32: {listed(pins, most=8)}."
+
+
+def _layers(evidence: Evidence) -> int:
+    """Return how many layers the model has, the batch and code between layers left aside."""
+    return sum(not is_code_id(layer.id) for layer in evidence.layers)
 
 
 def _basis(evidence: Evidence) -> str:
-    recorded = len({tensor.layer for tensor in evidence.run.tensors if tensor.kind == "activation"})
+    outputs = {tensor.layer for tensor in evidence.run.tensors if tensor.kind == "activation"}
+    recorded = sum(not is_code_id(name) for name in outputs)
     samples = evidence.samples
-    layers = f"{recorded} of {counted(len(evidence.layers), 'layer')} recorded"
+    layers = f"{recorded} of {counted(_layers(evidence), 'layer')} recorded"
     if not samples:
-        return f"The output of {recorded} of {counted(len(evidence.layers), 'layer')} is to be recorded."
+        return f"The output of {recorded} of {counted(_layers(evidence), 'layer')} is to be recorded."
     first, last = samples[0].step, samples[-1].step
     if len(samples) == 1:
         return f"Seen in one step only, step {last:,}; {layers}."
