@@ -24,7 +24,7 @@ __all__ = ["WINDOW", "FindingsLog", "LiveFinding"]
 #: How many of the last samples the rules look at.
 WINDOW = 16
 #: The share of one core that the rules may take: on a large model they run less often.
-_SHARE = 0.003
+_SHARE = 0.002
 #: So many findings that are over are kept.
 _MOST_PAST = 50
 

@@ -107,8 +107,9 @@ def _step_time(stretches: Sequence[StepTimeRecord]) -> Gauge:
 
 def _host(samples: Sequence[DeviceSample]) -> list[Gauge]:
     last, used = samples[-1], _series(samples, lambda sample: sample.process_memory_bytes)
-    everyone = f"machine: {byte_size(last.memory_used_bytes)} of {byte_size(last.memory_total_bytes)}"
-    return [Gauge("memory", byte_size(last.process_memory_bytes), used, everyone)]
+    everyone, total = last.memory_used_bytes, last.memory_total_bytes
+    full = f"machine {percent(everyone / total)} full" if everyone is not None and total else ""
+    return [Gauge("memory", byte_size(last.process_memory_bytes), used, full)]
 
 
 def _gpu(name: str, samples: Sequence[DeviceSample]) -> list[Gauge]:

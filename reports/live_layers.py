@@ -41,7 +41,8 @@ class LayerNow:
     """One layer at the last sample.
 
     Attributes:
-        name: Its id, printable.
+        id: Its id.
+        name: The same, printable.
         type: Class name, printable.
         compute_dtype: dtype of its computation, printable.
         severity: How bad it is; None where nothing is wrong.
@@ -56,6 +57,7 @@ class LayerNow:
         rank: Sorts layers of several workers, worst first.
     """
 
+    id: str
     name: str
     type: str
     compute_dtype: str
@@ -178,6 +180,7 @@ class LayerWatch:
         headroom = None if math.isnan(now) else now
         seen = ~np.isnan(self._steps)
         return LayerNow(
+            id=layer.id,
             name=printable(layer.id),
             type=printable(layer.type),
             compute_dtype=printable(layer.compute_dtype),
