@@ -70,6 +70,7 @@ def _output() -> IO[str] | None:
             if stream.isatty() and os.isatty(stream.fileno()):
                 return stream
     with suppress(AttributeError, OSError, ValueError):
-        if sys.stderr is sys.__stderr__ and sys.stderr.fileno() >= 0:
-            return sys.stderr
+        stream = sys.stderr
+        if stream is sys.__stderr__ and stream.fileno() >= 0:
+            return stream
     return None

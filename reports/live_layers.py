@@ -81,6 +81,8 @@ class LayerWatch:
     def __init__(self, thresholds: Thresholds | None = None) -> None:
         self._thresholds = thresholds or Thresholds()
         self._records: tuple[LayerRecord, ...] = ()
+        self._layers: list[LayerRecord] = []
+        self._headroom = np.full((RECENT, 0), np.nan)
         self._tensors = 0
         self._last_sample = -1
         self._steps = np.full(RECENT, np.nan)
@@ -119,7 +121,7 @@ class LayerWatch:
 
     def _arrange(self, records: Sequence[LayerRecord], tensors: Sequence[TensorRecord]) -> None:
         """Lay out the arrays for these layers and tensors; what was known of a layer goes with it."""
-        old = dict(zip([layer.id for layer in self._layers], self._headroom.T, strict=True)) if self._tensors else {}
+        old = dict(zip([layer.id for layer in self._layers], self._headroom.T, strict=True))
         recorded = {tensor.layer for tensor in tensors}
         graph = LayerGraph(records)
         self._records, self._tensors = tuple(records), len(tensors)
@@ -147,7 +149,8 @@ class LayerWatch:
         is_output, is_gradient = self._is_output[columns] & is_known, self._is_gradient[columns] & is_known
         is_narrow = self._is_narrow[columns]
         counts = {name: scalars[name].astype(np.int64) for name in ("count", "zeros", "subnormals")}
-        bad = sum(scalars[name].astype(np.int64) for name in ("positive_infinities", "negative_infinities", "nans"))
+        infinities = scalars["positive_infinities"] + scalars["negative_infinities"]
+        bad = (infinities + scalars["nans"]).astype(np.int64)
         finite = counts["count"] - bad
         layers = len(self._layers)
         self._bad_outputs = _sums(layer_of, bad, is_output, layers)
