@@ -191,7 +191,7 @@ class LayerWatch:
             headroom_bits=headroom,
             history=tuple(None if math.isnan(value) else float(value) for value in self._headroom[seen, row]),
             bits_per_1000_steps=slope,
-            overflow_step=end,
+            overflow_step=None if self._bad_outputs[row] else end,
             subnormal_share=None if math.isnan(share) else share,
             bad=int(self._bad_outputs[row] + self._bad_gradients[row]),
             rank=rank,

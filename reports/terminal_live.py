@@ -39,7 +39,7 @@ __all__ = ["Section", "frame_lines", "layout_of", "sections_of"]
 _LEAST_WIDTH, _LEAST_HEIGHT = 60, 18  # below either, single lines in the order of what matters
 _TWO_COLUMNS_FROM, _GUTTER = 100, 2
 _AIRY_FROM = 30  # rows: from here on sections stand apart
-_PICTURES_FROM = 4  # layers: where so many, or all, have room for their pictures, these are shown
+_PICTURES_FROM = 8  # layers: where so many, or all, have room for their pictures, these are shown
 
 
 @dataclass(frozen=True, eq=False)

@@ -160,7 +160,8 @@ def compact_lines(frame: LiveFrame, width: int) -> Iterator[Text]:
         yield Text(frame.problem, SEVERITIES["error"][1])
     gauges = list(frame.training)
     yield from (_small_gauge(gauge, width) for gauge in gauges[:1])
-    for finding in [finding for finding in frame.findings if finding.is_current][:1]:
+    serious = [finding for finding in frame.findings if finding.is_current and finding.severity != "info"]
+    for finding in serious[:1]:
         sign, style = SEVERITIES[finding.severity]
         yield Text.assemble((f"{sign} ", style), finding.sentence)
     yield from (compact_layer(layer, width) for layer in frame.layers[:1])
