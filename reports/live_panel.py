@@ -64,8 +64,8 @@ def _has_terminal(console: Console, pid: int) -> bool:
     """Tell whether the training is in the foreground: not stopped by Ctrl-Z, nor sent to the background."""
     try:
         return os.tcgetpgrp(console.file.fileno()) == os.getpgid(pid)
-    except OSError:
-        return False
+    except OSError:  # not the terminal that controls us, as in a container: nobody else gets it
+        return True
 
 
 def _log(source: LiveSource, console: Console, is_over: Callable[[], bool]) -> None:

@@ -180,13 +180,21 @@ def test_a_low_terminal_has_one_line(source):
 
 def test_without_a_terminal_there_are_lines_in_the_log(tmp_path, repository):
     command = [sys.executable, "-m", "tests.panel_training", str(tmp_path / "run")]
-    with (tmp_path / "log").open("w") as log:
-        done = subprocess.run(
-            command, input="100\n200\n\n", text=True, cwd=repository, stdout=subprocess.PIPE, stderr=log, check=True
-        )
-    assert done.stdout.endswith("step 200 done\ntraining is over\n")
-    text = (tmp_path / "log").read_text()
-    assert "\x1b" not in text
+    log = tmp_path / "log"
+    with (
+        log.open("w") as file,
+        subprocess.Popen(
+            command, cwd=repository, text=True, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=file
+        ) as process,
+    ):
+        end = time.monotonic() + _LIMIT_S
+        while "run: running for" not in log.read_text():
+            assert time.monotonic() < end
+        process.communicate("100\n200\n\n")
+    *_, last = log.read_text().splitlines()
+    assert "run: finished after" in last
+    assert "step 200, loss 0.25" in last
+    assert "\x1b" not in log.read_text()
 
 
 def test_a_notebook_is_told_what_to_do(tmp_path, monkeypatch):

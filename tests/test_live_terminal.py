@@ -35,7 +35,7 @@ class Terminal:
         self.resize(columns, rows)
         self.attributes = termios.tcgetattr(self.slave)
         self.text = ""
-        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")  # Ctrl-C makes the system drop output
 
     def resize(self, columns, rows):
         fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
