@@ -70,7 +70,6 @@ def _output() -> IO[str] | None:
             if stream.isatty() and os.isatty(stream.fileno()):
                 return stream
     with suppress(AttributeError, OSError, ValueError):
-        stream = sys.stderr
-        if stream is sys.__stderr__ and stream.fileno() >= 0:
-            return stream
+        if (log := sys.__stderr__) is not None and log is sys.stderr and log.fileno() >= 0:
+            return log
     return None

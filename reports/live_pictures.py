@@ -28,7 +28,7 @@ _MOST_LAYERS = 20
 
 @dataclass(frozen=True)
 class LayerPictures:
-    """The exponent pictures of one layer, two octaves to a cell; empty where nothing was recorded, or nothing finite.
+    """The exponent pictures of one layer, two octaves to a cell: empty where nothing was finite, None if not recorded.
 
     Attributes:
         step: The sampled step.
@@ -37,8 +37,8 @@ class LayerPictures:
     """
 
     step: int
-    output: tuple[Cell, ...]
-    gradient: tuple[Cell, ...]
+    output: tuple[Cell, ...] | None
+    gradient: tuple[Cell, ...] | None
 
 
 class PictureBook:
@@ -81,11 +81,11 @@ def _pictures(run: Run, layer: str) -> LayerPictures:
     return LayerPictures(run.samples[-1].step, _picture(run, layer, "activation"), _picture(run, layer, "gradient"))
 
 
-def _picture(run: Run, layer: str, kind: TensorKind) -> tuple[Cell, ...]:
+def _picture(run: Run, layer: str, kind: TensorKind) -> tuple[Cell, ...] | None:
     """Return the picture of a layer's tensors of one kind; of the narrowest format where there are several."""
     tensors = run.find(layer=layer, kind=kind)
     if not tensors:
-        return ()
+        return None
     narrowest = min((tensor.dtype for tensor in tensors), key=lambda dtype: FORMATS[dtype].bits)
     columns = [tensor.index for tensor in tensors if tensor.dtype == narrowest]
     # The last sample of each worker.
@@ -93,6 +93,6 @@ def _picture(run: Run, layer: str, kind: TensorKind) -> tuple[Cell, ...]:
     histogram = np.sum(histograms, axis=0)
     scalars = run.scalars[:, columns]
     infinities = int(scalars["positive_infinities"].sum() + scalars["negative_infinities"].sum())
-    if not histogram.any() and not infinities:
+    if not histogram.any() and (infinities or int(scalars["nans"].sum())):
         return ()
     return tuple(draw(histogram.tolist(), FORMATS[narrowest], _OCTAVES, infinities))

@@ -155,7 +155,8 @@ class LiveSource:
         now_s, is_last = self._clock(), self.has_ended
         try:
             self._book.look(self._tail, [layer.id for layer in self._layers], now_s, is_last)
-            self._log.look(self._tail, now_s, is_last)
+            trouble = next((layer.id for layer in self._layers[:1] if layer.severity == "error"), None)
+            self._log.look(self._tail, now_s, is_last, trouble)
         except PrecScopeError as error:
             self._problem = printable(" ".join(str(error).split()))
 

@@ -87,9 +87,11 @@ def _pictures(pictures: LayerPictures | None) -> Text:
     return line
 
 
-def _picture(cells: Sequence[Cell]) -> Text:
-    if not cells:
+def _picture(cells: Sequence[Cell] | None) -> Text:
+    if cells is None:
         return Text(ABSENT, FAINT)
+    if not cells:
+        return Text("nothing finite", BANDS["overflow"])
     return _grouped((cell.glyph, BANDS[cell.band]) for cell in cells)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from precscope.reports.live_findings import WINDOW
 from precscope.reports.palette import BOLD, FAINT, LEVELS, LINE, PLAIN, SEVERITIES
 from precscope.reports.terminal_lines import heading, paragraph
 from precscope.reports.terminal_live_layers import compact_layer
@@ -117,8 +118,8 @@ def layers_heading(frame: LiveFrame, width: int, shown: int) -> Iterator[Text]:
 
 def findings_heading(frame: LiveFrame, width: int) -> Iterator[Text]:
     """Yield an empty line and the title of the findings."""
-    aside = "" if any(finding.is_current for finding in frame.findings) else "none in the last samples"
-    yield from heading("Findings", width, aside)
+    aside = "" if any(finding.is_current for finding in frame.findings) else "none"
+    yield from heading(f"Findings in the last {WINDOW} samples", width, aside)
 
 
 def findings_lines(
