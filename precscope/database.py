@@ -19,6 +19,7 @@ import numpy as np
 
 from precscope.device_records import DeviceInfo, DeviceSample
 from precscope.op_records import OpRecord, ProfiledWindow
+from precscope.origin_records import Frame, OriginRecord
 from precscope.records import (
     SCALAR_DTYPE,
     CostRecord,
@@ -85,6 +86,13 @@ CREATE TABLE op_times (
     device_time_ns INTEGER NOT NULL, count INTEGER NOT NULL, tensor_core INTEGER, device TEXT NOT NULL,
     "cast" INTEGER NOT NULL, shared_with TEXT NOT NULL
 );
+CREATE TABLE origins (
+    "index" INTEGER PRIMARY KEY, step INTEGER NOT NULL, cause TEXT NOT NULL, direction TEXT, layer TEXT,
+    arrives_at TEXT, place TEXT, epoch INTEGER, batch INTEGER, loss_scale REAL, applied INTEGER, data_finite INTEGER,
+    bad_weights TEXT NOT NULL, bad_updates TEXT NOT NULL, noticed_by TEXT NOT NULL, noticed_step INTEGER NOT NULL,
+    finite_step INTEGER, dense_steps INTEGER NOT NULL, times INTEGER NOT NULL, last_step INTEGER NOT NULL, kept TEXT,
+    note TEXT, frames TEXT NOT NULL
+);
 CREATE TABLE devices (
     id TEXT PRIMARY KEY, kind TEXT NOT NULL, name TEXT, memory_total_bytes INTEGER, uuid TEXT, pci_bus_id TEXT,
     compute_capability TEXT, driver_version TEXT, cuda_driver_version TEXT
@@ -111,15 +119,16 @@ _TABLES: dict[type[Any], str] = {
     StepTimeRecord: "step_times",
     ProfiledWindow: "profiled_windows",
     OpRecord: "op_times",
+    OriginRecord: "origins",
     DeviceInfo: "devices",
     DeviceSample: "device_samples",
 }
 #: Tables that a run need not have: runs that were recorded before there were any.
-_OPTIONAL_TABLES = ("step_times", "results", "profiled_windows", "op_times", "devices", "device_samples")
+_OPTIONAL_TABLES = ("step_times", "results", "profiled_windows", "op_times", "devices", "device_samples", "origins")
 #: Columns that hold a tuple as a JSON array.
-_JSON_COLUMNS = ("inputs", "shape", "shared_with", "throttle_reasons")
+_JSON_COLUMNS = ("inputs", "shape", "shared_with", "throttle_reasons", "bad_weights", "bad_updates")
 #: Columns that hold a bool, which SQLite keeps as 0 or 1.
-_FLAG_COLUMNS = ("tensor_core", "cast")
+_FLAG_COLUMNS = ("tensor_core", "cast", "applied", "data_finite")
 #: How long either side waits for the other where the file system allows no WAL.
 _BUSY_S = 10.0
 
@@ -344,4 +353,6 @@ def _has(connection: sqlite3.Connection, table: str) -> bool:
 def _from_sql(name: str, value: Any) -> Any:
     if name in _FLAG_COLUMNS and value is not None:
         return bool(value)
+    if name == "frames":
+        return tuple(Frame(*row) for row in json.loads(value))
     return tuple(json.loads(value)) if name in _JSON_COLUMNS and value is not None else value

@@ -6,7 +6,7 @@ Every message says what happened, what was expected, what was received and what 
 
 from __future__ import annotations
 
-__all__ = ["OptionsError", "PrecScopeError", "RunDirectoryError", "SessionError", "TraceError"]
+__all__ = ["OptionsError", "PolicyError", "PrecScopeError", "RunDirectoryError", "SessionError", "TraceError"]
 
 
 class PrecScopeError(Exception):
@@ -15,6 +15,10 @@ class PrecScopeError(Exception):
 
 class OptionsError(PrecScopeError):
     """An option has an unknown name or a value that it cannot take."""
+
+
+class PolicyError(PrecScopeError):
+    """A dtype policy file cannot be read, does not fit the model, or a layer cannot be given its policy."""
 
 
 class RunDirectoryError(PrecScopeError):

@@ -14,10 +14,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from precscope.errors import OptionsError
 from precscope.suggest import did_you_mean
+from precscope.yaml_mapping import read_mapping
 
 __all__ = ["Options", "resolve_options"]
 
@@ -53,6 +52,12 @@ def _integer(minimum: int) -> Check:
 def _interval(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
         raise ValueError("a number of seconds, 0 for never")
+    return float(value)
+
+
+def _size(value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
+        raise ValueError("a number of MiB, 0 for none")
     return float(value)
 
 
@@ -103,7 +108,12 @@ class Options:
         profile_steps: How many plain steps TensorFlow's profiler records, once, for the time of ops and layers; 0 for
             none.
         profile_start: First train step that it may record, from 0; it moves on where a sample is due.
+        dense_steps: How many steps in a row are sampled, whatever that costs, when a value turned infinite or NaN; 0
+            for none. At most five times in a run, or one step in a hundred.
+        tripwire: Keep the weights and the batch of the first step that turns non-finite, so that it can be replayed.
         device_interval_s: Seconds between two looks at the devices (memory, utilization, power, ...); 0 for none.
+        keep_batches_mib: MiB that batches of sampled steps may take in the run directory, to be replayed later; 0 keeps
+            none. Over the limit, fewer are kept, spread evenly over the training.
         live: Show the run while it is written, in lines at the bottom of this terminal.
 
     Raises:
@@ -122,6 +132,9 @@ class Options:
     profile_steps: int = _option(5, _integer(0))
     profile_start: int = _option(20, _integer(0))
     device_interval_s: float = _option(0.1, _interval)
+    dense_steps: int = _option(8, _integer(0))
+    tripwire: bool = _option(False, _flag)
+    keep_batches_mib: float = _option(0.0, _size)
     live: bool = _option(False, _flag)
 
     def __post_init__(self) -> None:
@@ -158,7 +171,7 @@ def resolve_options(source: Options | Mapping[str, Any] | str | Path | None = No
         _check_names(keywords, "the keywords")
         return replace(source, **keywords)
     if isinstance(source, (str, Path)):
-        origin, given = f"{str(source)!r}", _read_yaml(Path(source))
+        origin, given = f"{str(source)!r}", read_mapping(Path(source), "options")
     elif source is None or isinstance(source, Mapping):
         origin, given = "the mapping", dict(source or {})
     else:
@@ -176,20 +189,3 @@ def _check_names(given: Mapping[Any, Any], origin: str) -> None:
         if name not in known:
             hint = did_you_mean(str(name), known)
             raise OptionsError(f"Unknown option {name!r} in {origin}.{hint} The options are: {', '.join(known)}.")
-
-
-def _read_yaml(path: Path) -> dict[Any, Any]:
-    """Return the mapping in the YAML file `path`; an empty file gives no options."""
-    try:
-        content = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionsError(f"The options file {str(path)!r} cannot be read: {error}. Give a YAML text file.") from error
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise OptionsError(f"The options file {str(path)!r} is not valid YAML: {problem}.") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise OptionsError(f"The options file {str(path)!r} must hold 'name: value' lines; its top level is a {kind}.")
-    return content

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from precscope.errors import RunDirectoryError
+from precscope.kept_batches import KeptBatch, kept_batches
 from precscope.layer_time import LayerTime, layer_times
 from precscope.records import SCALAR_DTYPE
 from precscope.run_failures import damaged
@@ -21,6 +22,7 @@ from precscope.rundir import find_run_directory, worker_file, worker_files
 from precscope.spread import Spread, spread_of
 from precscope.statistics import HISTOGRAM_BINS, TensorStatistics
 from precscope.suggest import did_you_mean
+from precscope.verification import Verification, read_verification
 from precscope.worker import Worker, read_worker
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
     from precscope.device_records import DeviceInfo, DeviceSample
     from precscope.op_records import OpRecord, ProfiledWindow
+    from precscope.origin_records import OriginRecord
     from precscope.records import (
         CostRecord,
         LayerRecord,
@@ -75,6 +78,7 @@ class Run:
         devices: The devices of the process, GPUs or else the host.
         device_samples: Their state, in the order of time.
         results: Metrics at the end of each epoch, by name, as Keras' history has them; empty without one.
+        origins: Where values turned infinite or NaN, in the order in which that was found; empty where none did.
     """
 
     path: Path
@@ -92,6 +96,7 @@ class Run:
     devices: tuple[DeviceInfo, ...]
     device_samples: tuple[DeviceSample, ...]
     results: dict[str, list[float]]
+    origins: tuple[OriginRecord, ...]
     _workers: tuple[_PlacedWorker, ...]
 
     def __repr__(self) -> str:
@@ -104,6 +109,15 @@ class Run:
         if self.record.status == "running" and self.process_alive is False:
             return "killed"
         return self.record.status
+
+    @cached_property
+    def verification(self) -> Verification | None:
+        """What `precscope verify` showed by replaying batches; None where it has not run.
+
+        Raises:
+            RunDirectoryError: It is damaged, or was written by a newer PrecScope.
+        """
+        return read_verification(self.path)
 
     @cached_property
     def scalars(self) -> NDArray[np.void]:
@@ -188,6 +202,11 @@ class Run:
         batches = {item.batch for item in self.step_times}
         time_ns, batch = self.step_time_ns(), batches.pop() if len(batches) == 1 else None
         return None if time_ns is None or batch is None else batch / time_ns.median * 1e9
+
+    @cached_property
+    def kept_batches(self) -> tuple[KeptBatch, ...]:
+        """The training batches kept in the run directory, by step; none unless `keep_batches_mib` was set."""
+        return kept_batches(self.path)
 
     @property
     def figures(self) -> Figures:
@@ -292,6 +311,7 @@ def merge_workers(directory: Path, record: RunRecord, alive: bool | None, worker
         devices=tuple({item.id: item for worker in workers for item in worker.devices}.values()),
         device_samples=tuple(item for worker in workers for item in worker.device_samples),
         results=next((worker.results for worker in workers if worker.results), {}),
+        origins=tuple(origin for worker in workers for origin in worker.origins),
         _workers=tuple(placed),
     )
 

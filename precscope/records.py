@@ -26,7 +26,7 @@ __all__ = [
 
 TensorKind = Literal["activation", "gradient", "weight", "weight_gradient"]
 RunStatus = Literal["running", "finished", "interrupted", "failed"]
-CostKind = Literal["build", "compile", "step", "read", "write", "poll", "profiler", "device"]
+CostKind = Literal["build", "compile", "step", "read", "write", "poll", "dense", "tripwire", "profiler", "device"]
 
 #: What is stored of one tensor at one sample, beside its histogram. Without finite values `min`, `max`, `mean`, `rms`
 #: and without non-zero values `smallest_nonzero` hold no meaning (the counts tell; the typed API gives None).
@@ -214,8 +214,10 @@ class CostRecord:
 
     Attributes:
         kind: "build" (entering the session), "compile" (tracing and compiling the probed step, its first run
-            included), "step" (a probed step beyond a plain one), "read", "write", "poll", "profiler" (the profiled
-            window beyond its plain steps, its trace parsed and written) or "device" (the thread that samples devices).
+            included), "step" (a probed step beyond a plain one), "read", "write", "poll", "dense" (all of that for
+            steps sampled one after the other because values had turned non-finite), "tripwire" (the host's time for
+            it, replays included), "profiler" (the profiled window beyond its plain steps, its trace parsed and
+            written) or "device" (the thread that samples devices).
         count: How many times.
         time_ns: Total time; of "step", the estimate described in docs/overhead.md, of "device" CPU time of its thread.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 
 from precscope.errors import RunDirectoryError
@@ -12,6 +13,7 @@ from precscope.run_failures import not_a_run, os_failure
 from precscope.run_file import RUN_FILE, read_run_file
 
 __all__ = [
+    "KEPT_FOLDER",
     "create_run_directory",
     "delete_run_files",
     "find_run_directory",
@@ -20,8 +22,12 @@ __all__ = [
     "worker_files",
 ]
 
+#: The folder of kept batches (`precscope.kept_batches`).
+KEPT_FOLDER = "kept"
+
 #: Every file that PrecScope writes into a run directory, and so may delete from it.
-_OWN_FILE = re.compile(r"worker-\d+\.sqlite(\.part)?(-wal|-shm|-journal)?|run\.yaml(\.part)?")
+_OWN_FILE = re.compile(r"worker-\d+\.sqlite(\.part)?(-wal|-shm|-journal)?|(run|verification|policy)\.yaml(\.part)?")
+_OWN_KEPT_FILE = re.compile(r"step-\d+\.npz(\.part)?")  # in the folder of kept batches
 _WORKER_FILE = re.compile(r"worker-(\d+)\.sqlite")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: pathlib folds the second; one letter is a Windows drive
 
@@ -56,6 +62,12 @@ def delete_run_files(directory: Path) -> None:
     Raises:
         OSError: A file cannot be deleted.
     """
+    kept = directory / KEPT_FOLDER
+    if kept.is_dir():
+        for file in [file for file in kept.iterdir() if _OWN_KEPT_FILE.fullmatch(file.name)]:
+            file.unlink()
+        with suppress(OSError):  # the user put something into it
+            kept.rmdir()
     # run.yaml last, so that a deletion that was cut off leaves a directory that is still known as a run.
     for name in sorted((file.name for file in directory.iterdir() if _OWN_FILE.fullmatch(file.name)), reverse=True):
         (directory / name).unlink()

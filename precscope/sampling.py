@@ -78,6 +78,10 @@ class Sampler:
         else:
             self._set_next(max(self._affordable_step(), step + self._steady_gap(), step + _CALIBRATION_STEPS))
 
+    def is_in_window(self, step: int) -> bool:
+        """Tell whether the options allow `step` to be sampled at all."""
+        return step >= self._start and (self._stop is None or step < self._stop)
+
     def skip(self, step: int) -> None:
         """Take note that the due `step` could not be sampled (a ragged batch, ...): the next one is due."""
         self._set_next(step + 1)

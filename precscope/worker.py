@@ -16,6 +16,7 @@ from precscope.database import columns_of, open_database, select, select_results
 from precscope.device_records import DeviceInfo, DeviceSample
 from precscope.errors import RunDirectoryError
 from precscope.op_records import OpRecord, ProfiledWindow
+from precscope.origin_records import OriginRecord
 from precscope.records import (
     SCALAR_DTYPE,
     CostRecord,
@@ -67,6 +68,7 @@ class Worker:
         devices: In the order of writing.
         device_samples: In the order of time.
         results: Metrics at the end of each epoch, by name.
+        origins: Where values turned non-finite, in the order of finding.
         first_sample: Number of the first of `samples` in the file: above 0 where only the last ones are looked at.
     """
 
@@ -83,6 +85,7 @@ class Worker:
     devices: tuple[DeviceInfo, ...]
     device_samples: tuple[DeviceSample, ...]
     results: dict[str, list[float]]
+    origins: tuple[OriginRecord, ...]
     first_sample: int = 0
 
     def scalars(self) -> NDArray[np.void]:
@@ -150,6 +153,7 @@ def read_worker(path: Path) -> Worker:
             select(connection, DeviceInfo),
             select(connection, DeviceSample),
             select_results(connection),
+            select(connection, OriginRecord),
         )
 
 

@@ -138,6 +138,7 @@ class WorkerTail:
             tuple(self.devices.values()),
             tuple(item for series in self.device_samples.values() for item in series.items()),
             {},
+            (),
             first_sample=last[0].index if last else 0,
         )
 

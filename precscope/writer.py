@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from precscope.device_records import DeviceInfo, DeviceSample
     from precscope.op_records import OpRecord, ProfiledWindow
+    from precscope.origin_records import OriginRecord
     from precscope.records import (
         CostRecord,
         LayerRecord,
@@ -186,6 +187,10 @@ class RunWriter:
     def add_op_times(self, window: ProfiledWindow, records: Iterable[OpRecord]) -> None:
         """Add what the profiled window gave; a run has one at most."""
         self._insert([window, *records])
+
+    def add_origin(self, record: OriginRecord) -> None:
+        """Add where values turned non-finite; one whose index is known replaces the older record."""
+        self._insert([record])
 
     def add_devices(self, devices: Iterable[DeviceInfo]) -> None:
         """Add devices; one whose id is known replaces the older record."""

@@ -12,9 +12,11 @@ from precscope.probes.train_function import probed_step
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from precscope.probes.batch_handout import BatchHandout
     from precscope.probes.optimizer_taps import OptimizerTaps
     from precscope.probes.sampling_loop import SamplingLoop
     from precscope.probes.taps import LayerTaps
+    from precscope.probes.tripwire import Tripwire
 
 __all__ = ["InstrumentedStep"]
 
@@ -28,6 +30,8 @@ class InstrumentedStep:
         make_taps: Plans and returns the taps, called when the first sample is due.
         ready: Tells whether everything that the first step builds is there.
         advance: Called before each step with this object, so that the session counts steps.
+        handout: Takes the batches of sampled steps, where somebody wants them.
+        tripwire: Keeps what it takes to run a bad step again, where that is asked for.
     """
 
     def __init__(
@@ -37,7 +41,11 @@ class InstrumentedStep:
         make_taps: Callable[[Recorder], tuple[LayerTaps, OptimizerTaps | None]],
         ready: Callable[[], bool],
         advance: Callable[[InstrumentedStep], None],
+        handout: BatchHandout | None = None,
+        tripwire: Tripwire | None = None,
     ) -> None:
+        self._handout = handout
+        self._tripwire = tripwire
         functools.update_wrapper(self, getattr(plain, "python_function", plain))
         self.plain = plain
         self._loop = loop
@@ -51,6 +59,14 @@ class InstrumentedStep:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one train step."""
         self._advance(self)
+        if self._tripwire is None or not self._tripwire.is_on:
+            return self._run(*args, **kwargs)
+        self._tripwire.before_step(self._loop.steps_seen, args, kwargs, self.plain)
+        result = self._run(*args, **kwargs)
+        self._tripwire.after_step(result)
+        return result
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
         loop = self._loop
         if self._warm and loop.steps_seen < loop.next_step:
             return self.plain(*args, **kwargs)
@@ -68,6 +84,8 @@ class InstrumentedStep:
 
         def prepare() -> tuple[Recorder, Callable[[], Any]]:
             recorder, probed = self._prepare()
+            if self._handout is not None:
+                self._handout.put(*args, **kwargs)
             return recorder, lambda: probed(*args, **kwargs)
 
         return loop.run(prepare, lambda: self.plain(*args, **kwargs), count=False)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import linecache
-import sys
-import sysconfig
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -15,16 +11,12 @@ import numpy as np
 import tensorflow as tf
 
 from precscope.probes import keras_internals
+from precscope.probes.code_places import innermost_own_frame, place_of_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 __all__ = ["ForwardGraph", "LayerOp", "trace_forward"]
-
-_LIBRARIES = tuple(
-    str(Path(package.__file__).parent) for package in (keras, tf, sys.modules["precscope"]) if package.__file__
-)
-_STANDARD = (sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"])
 
 
 @dataclass(frozen=True)
@@ -92,9 +84,5 @@ def _users_line(op: Any) -> str | None:
     """Return the innermost line of the user's code inside the layer's call."""
     frames = list(op.traceback)
     entered = [number for number, frame in enumerate(frames) if frame.filename == __file__ and frame.name == "noted"]
-    inside = frames[entered[-1] + 1 :] if entered else []
-    own = [frame for frame in inside if not frame.filename.startswith((*_LIBRARIES, *_STANDARD, "<"))]
-    if not own:
-        return None
-    line = linecache.getline(own[-1].filename, own[-1].lineno).strip()
-    return f"{Path(own[-1].filename).name}:{own[-1].lineno}" + (f": {line}" if line else "")
+    own = innermost_own_frame(frames[entered[-1] + 1 :] if entered else [])
+    return None if own is None else place_of_frame(own)

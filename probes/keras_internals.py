@@ -6,6 +6,7 @@ Everything here was read in Keras 3.15 and TensorFlow 2.21; when a new release b
 from __future__ import annotations
 
 import functools
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -18,6 +19,9 @@ from tensorflow.python.ops.control_flow_v2_func_graphs import (
     WhileBodyFuncGraph,
     WhileCondFuncGraph,
 )
+from tensorflow.python.util import tf_stack
+
+from precscope.policy import MODEL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +30,7 @@ __all__ = [
     "MODEL_ID",
     "build_train_function",
     "clone_function",
+    "converted_function",
     "current_graph",
     "growth_counter",
     "growth_steps",
@@ -38,10 +43,17 @@ __all__ = [
     "loss_scale",
     "loss_scaling",
     "optimized_variables",
+    "overrides_compute_dtype",
+    "own_policy",
     "own_variables",
     "reduce_together",
+    "refresh_dtype_cache",
+    "running_loss",
     "scale_variable",
     "set_instance_attribute",
+    "set_own_policy",
+    "stack",
+    "state_variables",
     "steps_per_epoch",
     "tie",
     "update_counter",
@@ -51,7 +63,7 @@ __all__ = [
 ]
 
 #: Id of the model itself, for variables that no layer owns.
-MODEL_ID = "(model)"
+MODEL_ID = MODEL
 _BOOKKEEPING = ("_layers", "_metrics", "_tracker", "_parent", "_loss_tracker", "optimizer")
 _CONTROL_FLOW = (WhileBodyFuncGraph, WhileCondFuncGraph, CondBranchFuncGraph)
 
@@ -114,6 +126,80 @@ def own_variables(layer: Any) -> list[Any]:
     return [*layer._trainable_variables, *layer._non_trainable_variables]
 
 
+def state_variables(model: Any) -> list[tuple[str, Any]]:
+    """Return (name, variable) of all that a step of a built model depends on: weights, statistics, states of seeds.
+
+    Metrics are left out. The name is the variable's path, numbered where several have the same.
+    """
+    metrics = {id(variable) for variable in getattr(model, "metrics_variables", ())}
+    named: dict[str, Any] = {}
+    for variable in model.variables:
+        if id(variable) in metrics:
+            continue
+        name, number = variable.path, 1
+        while name in named:
+            number += 1
+            name = f"{variable.path}:{number}"
+        named[name] = variable
+    return list(named.items())
+
+
+def own_policy(layer: Any) -> Any:
+    """Return the dtype policy that `layer` follows: of a DTypePolicyMap, what the map says about this layer."""
+    policy = layer._dtype_policy
+    if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
+        return policy[layer.path] if layer.path else policy.default_policy
+    return policy
+
+
+def overrides_compute_dtype(layer: Any) -> bool:
+    """Tell whether the layer's class computes in a dtype of its own choice, whatever its policy says."""
+    return type(layer).compute_dtype is not keras.layers.Layer.compute_dtype
+
+
+def set_own_policy(layer: Any, policy: Any) -> Callable[[], None]:
+    """Give `layer` this dtype policy and no other layer; return a function that undoes it.
+
+    Past Keras' setter, which writes into a DTypePolicyMap that other layers, and Keras' global policy, share.
+    """
+    before = layer._dtype_policy
+    layer._dtype_policy = policy
+
+    def undo() -> None:
+        layer._dtype_policy = before
+
+    return undo
+
+
+def refresh_dtype_cache(layer: Any) -> Callable[[], None]:
+    """Bring what a layer keeps in its compute dtype to the present policy; return a function that undoes it.
+
+    Among Keras' layers that is Normalization alone, which keeps mean and variance as constants.
+    """
+    if not isinstance(layer, keras.layers.Normalization) or getattr(layer, "mean", None) is None:
+        return lambda: None
+    before = layer.mean, layer.variance
+    with tf.init_scope():
+        if layer.input_mean is None:
+            layer.finalize_state()
+        else:  # given by the user, perhaps with more digits than the cast ones have
+            pairs = zip(before, (layer.input_mean, layer.input_variance), strict=True)
+            layer.mean, layer.variance = (_given(layer, cast, given) for cast, given in pairs)
+
+    def undo() -> None:
+        layer.mean, layer.variance = before
+
+    return undo
+
+
+def _given(layer: Any, cast: Any, given: Any) -> Any:
+    """Return a constant of a Normalization layer as it was given, in the shape that `build` gave it."""
+    full = keras.ops.convert_to_tensor(given)
+    if full.shape.num_elements() != cast.shape.num_elements():
+        return keras.ops.cast(cast, layer.compute_dtype)  # it was broadcast
+    return keras.ops.cast(keras.ops.reshape(full, cast.shape), layer.compute_dtype)
+
+
 def set_instance_attribute(target: Any, name: str, value: Any) -> Callable[[], None]:
     """Shadow a method by an attribute of the instance, past Keras' tracking; return a function that undoes it."""
     missing = object()
@@ -129,18 +215,45 @@ def set_instance_attribute(target: Any, name: str, value: Any) -> Callable[[], N
     return undo
 
 
-def build_train_function(model: Any, step: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Return what Keras would make of `step` in place of `model.train_step`, and leave the model as it was."""
+def build_train_function(
+    model: Any, step: Callable[[Any], Any], take: Callable[[Any], None] | None = None
+) -> Callable[[Any], Any]:
+    """Return what Keras would make of `step` in place of `model.train_step`, and leave the model as it was.
+
+    Args:
+        model: A compiled model.
+        step: The train step.
+        take: Called with each batch before the step gets it, in the graph around the step, which XLA does not compile.
+    """
+    convert = model._autoconvert_optionals  # Keras' last wrapper around the compiled step
+
+    def converted(step_function: Any) -> Callable[[Any], Any]:
+        plain = convert(step_function)
+
+        def taking(data: Any) -> Any:
+            if take is not None:
+                take(data)
+            return plain(data)
+
+        return taking
+
     before = model.train_function
-    undo = set_instance_attribute(model, "train_step", step)
-    undo_make = set_instance_attribute(model, "make_train_function", type(model).make_train_function.__get__(model))
-    try:
+    shadows = {
+        "train_step": step,
+        "make_train_function": type(model).make_train_function.__get__(model),
+        "_autoconvert_optionals": converted,
+    }
+    with ExitStack() as stack:
+        stack.callback(setattr, model, "train_function", before)
+        for name, shadow in shadows.items():
+            stack.callback(set_instance_attribute(model, name, shadow))
         model.make_train_function(force=True)
         return model.train_function
-    finally:
-        undo()
-        undo_make()
-        model.train_function = before
+
+
+def running_loss(model: Any) -> Any:
+    """Return the variable in which `fit` adds up the epoch's loss; None where there is none."""
+    return getattr(getattr(model, "_loss_tracker", None), "total", None)
 
 
 def usual_batch(model: Any, steps: int) -> int | None:
@@ -165,17 +278,23 @@ def clone_function(function: Any, body: Callable[..., Any]) -> Any:
 
     `body` is called with the converted Python function of `function` as its first argument.
     """
-    python_function = function.python_function
-    if getattr(function, "_autograph", True):
-        python_function = tf.__internal__.autograph.tf_convert(
-            python_function, tf.__internal__.autograph.control_status_ctx()
-        )
+    python_function = converted_function(function)
 
     @functools.wraps(function.python_function)
     def cloned(*args: Any, **kwargs: Any) -> Any:
         return body(python_function, *args, **kwargs)
 
     return function._clone(tf.autograph.experimental.do_not_convert(cloned))
+
+
+def converted_function(function: Any) -> Callable[..., Any]:
+    """Return the Python function of a tf.function, converted by AutoGraph where the tf.function asks for that."""
+    python_function: Callable[..., Any] = function.python_function
+    if not getattr(function, "_autograph", True):
+        return python_function
+    context = tf.__internal__.autograph.control_status_ctx()
+    converted: Callable[..., Any] = tf.__internal__.autograph.tf_convert(python_function, context)
+    return converted
 
 
 def is_compiled_by_xla(function: Any) -> bool:
@@ -186,6 +305,11 @@ def is_compiled_by_xla(function: Any) -> bool:
 def current_graph() -> Any:
     """Return the graph that is being built, or None when executing eagerly."""
     return None if tf.executing_eagerly() else tf_ops.get_default_graph()
+
+
+def stack() -> list[Any]:
+    """Return the frames of the call at hand, outermost first; lines that AutoGraph converted are the user's own."""
+    return list(tf_stack.extract_stack())
 
 
 def in_control_flow_of(graph: Any, root: Any) -> bool:
@@ -216,17 +340,23 @@ def reduce_together(
         initial: For each tensor the scalar at which its reduction starts, of its dtype.
         combine: For each tensor the function of two scalars.
     """
-    count = len(tensors)
+    traced = _reducer(tuple(tensor.dtype for tensor in tensors), tuple(combine))
+    last = int(tensors[0].shape.rank) - 1
+    return tuple(xla_variadic_reduce_v2(list(tensors), list(initial), [last], traced))
+
+
+@functools.cache
+def _reducer(dtypes: tuple[Any, ...], combine: tuple[Callable[[Any, Any], Any], ...]) -> Any:
+    """Return the function of two scalars for each dtype, traced: what XLA reduces with."""
+    count = len(dtypes)
 
     def reducer(*scalars: Any) -> list[Any]:
         pairs = zip(combine, scalars[:count], scalars[count:], strict=True)
         return [function(first, second) for function, first, second in pairs]
 
-    scalars = [tf.TensorSpec([], tensor.dtype) for tensor in tensors]
+    scalars = [tf.TensorSpec([], dtype) for dtype in dtypes]
     with tf.init_scope():
-        traced = tf.function(reducer, autograph=False).get_concrete_function(*scalars, *scalars)
-    last = int(tensors[0].shape.rank) - 1
-    return tuple(xla_variadic_reduce_v2(list(tensors), list(initial), [last], traced))
+        return tf.function(reducer, autograph=False).get_concrete_function(*scalars, *scalars)
 
 
 def is_dynamic(optimizer: Any) -> bool:

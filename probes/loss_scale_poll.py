@@ -1,4 +1,4 @@
-"""The loss scale and the optimizer's counters, looked at now and then between steps.
+"""The loss scale, the optimizer's counters and whether values are finite, looked at now and then between steps.
 
 Reading a variable waits until the device has done all that was queued, so a look is rare: the gaps double from one
 step on, until looks are half a second apart, and grow with the training's length up to half a minute. Keras' counter of
@@ -17,6 +17,7 @@ from precscope.records import LossScaleRecord
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from precscope.origin_records import NoticedBy
     from precscope.probes.keeper import Keeper
     from precscope.probes.sampling_loop import SamplingLoop
 
@@ -62,7 +63,12 @@ class LossScalePoll:
         optimizer: Returns the optimizer that trains.
         loop: Counts the steps, and calls the poll when it is due.
         keeper: Writes the looks.
+        complaint: Returns what is not finite, None where nothing is.
         clock_ns: A monotonic clock.
+
+    Attributes:
+        noticed: Called with what was seen to be wrong, and with the last step that is known to have been right.
+        before_look: Called before each look between two steps, once the device has done all that was queued.
     """
 
     def __init__(
@@ -70,9 +76,15 @@ class LossScalePoll:
         optimizer: Callable[[], Any],
         loop: SamplingLoop,
         keeper: Keeper,
+        complaint: Callable[[], NoticedBy | None] = lambda: None,
         clock_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self._optimizer = optimizer
+        self.noticed: Callable[[NoticedBy, int], None] = lambda by, last_good_step: None
+        self.before_look: Callable[[], None] = lambda: None
+        self._complaint = complaint
+        self._complained = False
+        self._seen_skips: tuple[int, int] | None = None  # steps seen and skipped at the last look
         self._loop = loop
         self._keeper = keeper
         self._clock_ns = clock_ns
@@ -81,6 +93,7 @@ class LossScalePoll:
         self._updates_at_start, self._updates_before = self.updates(), 0
         self._last_progress = (0, 0)  # steps seen and applied at the last look that found one applied since
         self._off = False
+        self._last_finite = -1
         loop.poll = self._poll
 
     def updates(self) -> int:
@@ -118,19 +131,43 @@ class LossScalePoll:
                 steps_since_change=keras_internals.growth_counter(optimizer),
             )
         )
-        is_dynamic = keras_internals.is_dynamic(optimizer)
-        if is_dynamic:
+        if keras_internals.is_dynamic(optimizer):
             self._raise_alarm(scale, seen, applied)
+            self._look_for_skips(seen, max(seen - applied, 0))
+        self._look_for_nonfinite(seen)
+        self._looked(seen, start_ns)
+
+    def _looked(self, seen: int, start_ns: int) -> None:
         end_ns = self._clock_ns()
         self._loop.costs.add("poll", end_ns - start_ns)
         self._schedule.looked(seen, end_ns)
-        # A fixed scale never moves and nothing is skipped under it: the looks that samples make are enough.
-        self._loop.next_poll = self._schedule.next_step if is_dynamic and not self._off else NEVER
+        self._loop.next_poll = NEVER if self._off else self._schedule.next_step
+
+    def _look_for_skips(self, seen: int, skipped: int) -> None:
+        before, self._seen_skips = self._seen_skips, (seen, skipped)
+        if before is not None and skipped > before[1]:
+            self.noticed("skipped step", before[0] - 1)
+
+    def _look_for_nonfinite(self, seen: int) -> None:
+        """Tell once until it is mended; a loss that was infinite stays in the running loss until the epoch ends."""
+        complaint = self._complaint()
+        if complaint is not None and not self._complained:
+            self.noticed(complaint, self._last_finite)
+        if complaint is None:
+            self._last_finite = seen - 1
+        self._complained = complaint is not None
 
     def _poll(self) -> None:
-        """Look between two plain steps."""
+        """Look between two plain steps. A fixed scale never moves, and is not written down again."""
         try:
-            self.look()
+            self.updates()  # waits, so that what follows is the look's own time
+            self.before_look()
+            if keras_internals.is_dynamic(self._optimizer()):
+                self.look()
+                return
+            start_ns = self._clock_ns()
+            self._look_for_nonfinite(self._loop.steps_seen)
+            self._looked(self._loop.steps_seen, start_ns)
         except Exception as error:  # a poll is never worth a training run
             self.switch_off()
             self._tell(f"the loss scale can no longer be followed: {type(error).__name__}: {error}")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from precscope.formats import FORMATS
+from precscope.origin_records import DATA_ID
 from precscope.probes import keras_internals
 from precscope.probes.keras_internals import MODEL_ID
 from precscope.probes.taps import TapPlan, plan_taps
@@ -23,11 +26,13 @@ class ModelRecords:
 
     Attributes:
         plans: What is recorded of each layer, by id.
+        between: What each probed step saw of the batch and of code between layers, by id.
     """
 
     def __init__(self, model: Any, options: Options) -> None:
         self._model = model
         self._options = options
+        self.between: list[dict[str, TapPlan]] = []
         self.refresh()
 
     def refresh(self) -> None:
@@ -57,14 +62,26 @@ class ModelRecords:
         selected = plan is None or self._options.selects(plan.id, type(plan.layer).__name__)
         return named if selected else None
 
+    def plan(self, layer_id: str) -> TapPlan | None:
+        """Return what is known of a layer, or of code between layers; None of what is neither."""
+        between = (plans[layer_id] for plans in self.between if layer_id in plans)
+        return self.plans.get(layer_id) or next(between, None)
+
+    def selects_between(self, layer_id: str, op_type: str) -> bool:
+        """Tell whether to record what is no layer: the batch always, code between layers as if it were one."""
+        options = self._options
+        return options.activations and (layer_id == DATA_ID or options.selects(layer_id, op_type))
+
     def layers(self, recorded: set[TensorKey] | None = None) -> list[LayerRecord]:
         """Return a record of every layer; `recorded` says what the last sample held, None before the first."""
-        orders = [plan.order for plan in self.plans.values() if plan.order is not None]
-        unordered = iter(range(len(orders), len(self.plans) + 1))
+        between = {layer_id: plan for plans in self.between for layer_id, plan in plans.items()}
+        orders = [plan.order for plan in (*self.plans.values(), *between.values()) if plan.order is not None]
+        unordered = iter(range(max(orders, default=-1) + 1, sys.maxsize))
         records = [
             _layer_record(plan, next(unordered) if plan.order is None else plan.order, recorded)
             for plan in self.plans.values()
         ]
+        records += [_between_record(plan, recorded) for plan in between.values()]
         if recorded and any(key.layer == MODEL_ID for key in recorded):
             records.append(
                 _record(MODEL_ID, self._model, next(unordered), (), "only its own variables", "only its own variables")
@@ -83,6 +100,22 @@ def _layer_record(plan: TapPlan, order: int, recorded: set[TensorKey] | None) ->
     return _record(plan.id, plan.layer, order, tuple(plan.inputs), unseen, gradient_unseen)
 
 
+def _between_record(plan: TapPlan, recorded: set[TensorKey] | None) -> LayerRecord:
+    kinds = {key.kind for key in recorded or () if key.layer == plan.id}
+    dtype = plan.layer.dtype if plan.layer.dtype in FORMATS else "float32"
+    return LayerRecord(
+        id=plan.id,
+        order=plan.order or 0,
+        type=plan.layer.op_type,
+        keras_path=None,
+        policy=dtype,
+        compute_dtype=dtype,
+        variable_dtype=dtype,
+        inputs=tuple(plan.inputs),
+        gradient_unseen=plan.gradient_unseen or (None if "gradient" in kinds else plan.no_gradient),
+    )
+
+
 def _record(
     layer_id: str, layer: Any, order: int, inputs: tuple[str, ...], unseen: str | None, gradient_unseen: str | None
 ) -> LayerRecord:
@@ -91,7 +124,7 @@ def _record(
         order=order,
         type=type(layer).__name__,
         keras_path=layer.path,
-        policy=layer.dtype_policy.name,
+        policy=keras_internals.own_policy(layer).name,
         compute_dtype=layer.compute_dtype,
         variable_dtype=layer.variable_dtype,
         parameters=sum(int(np.prod(v.shape)) for v in keras_internals.own_variables(layer) if v.shape is not None),

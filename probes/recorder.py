@@ -9,7 +9,7 @@ every iteration.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
     from precscope.records import TensorKind
 
-__all__ = ["Reading", "Recorder", "TensorKey", "TracedTensor"]
+__all__ = ["Reading", "Recorder", "TensorKey", "TracedTensor", "reading_of"]
 
 # Row 0 of the buffer: a stamp that tells whether this buffer was written by the step just run, and the step's scalars.
 _STAMP, _LOSS, _SCALE, _BEFORE, _AFTER, _HAS_LOSS, _HAS_SCALE, _HAS_UPDATE = range(8)
-_EXTRAS = 2  # updates, lost updates
+_EXTRAS = 3  # updates, lost updates, weights that the update left non-finite
 
 
 class TensorKey(NamedTuple):
@@ -74,11 +74,15 @@ class _Waiting:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one probed step recorded; arrays are ordered like `tensors`."""
+    """What one probed step recorded; arrays are ordered like `tensors`.
+
+    `spoiled` tells of each weight how many elements were finite before the update and not after it.
+    """
 
     tensors: tuple[TracedTensor, ...]
     scalars: NDArray[np.void]
     histograms: NDArray[np.uint64]
+    spoiled: NDArray[np.int64]
     loss: float | None
     loss_scale: float | None
     updates_before: int | None
@@ -122,6 +126,7 @@ class Recorder:
         self.batch: int | None = None
         # One compiled function for all tensors of a format; TensorFlow keeps one version for each shape.
         self._row_functions: dict[str, Any] = {}
+        self._part_functions: dict[str, Any] = {}
 
     @property
     def active(self) -> bool:
@@ -173,10 +178,14 @@ class Recorder:
             return self._row(x, dtype), x
         if key.kind in ("weight", "weight_gradient") and x.shape.is_fully_defined():
             return _Waiting(x, dtype), x  # all of them exist at the step's end: equal sizes are described together
-        partials = partial_statistics(x, FORMATS[dtype], batch=self.batch)
-        # The tie: the statistic is taken at once, in a kernel of its own, and nothing that it needs lives longer.
-        x, subset, *rows = keras_internals.tie([x, partials.subset, *partials.rows])
-        return dataclasses.replace(partials, rows=tuple(rows), subset=subset), x
+        if dtype not in self._part_functions:
+            # One function for all tensors of a format, traced once for each shape: what it holds would be some hundred
+            # operations a tensor, and building those took most of a minute for a ResNet-50.
+            self._part_functions[dtype] = tf.function(
+                functools.partial(_tied_partials, dtype=dtype, batch=self.batch), autograph=False
+            )
+        x, count, padding, subset, looked_at, *rows = self._part_functions[dtype](x)
+        return Partials(count, tuple(rows), padding, subset, looked_at), x
 
     def _row(self, x: Any, dtype: str) -> Any:
         if dtype not in self._row_functions:
@@ -231,6 +240,17 @@ class Recorder:
             return
         self._trace.values |= {column: tf.cast(tf.reshape(value, []), tf.int64) for column, value in values.items()}
 
+    def take(self) -> tuple[tuple[TracedTensor, ...], Any]:
+        """Finish the trace and return its tensors and the matrix that `reading_of` reads, in place of a buffer."""
+        trace = self._trace
+        assert trace is not None
+        with tf.name_scope("precscope"):
+            matrix = self._matrix(trace)
+            for accumulator in trace.accumulators:
+                accumulator.assign(EMPTY_ROW)
+        self._trace = None
+        return tuple(trace.tensors.values()), matrix
+
     def end(self) -> None:
         """Finish the trace: stack all rows and hand them to the buffer."""
         trace = self._trace
@@ -257,7 +277,7 @@ class Recorder:
         return tf.concat([first, tf.concat([rows, self._lost_updates(trace)], 1)], 0)
 
     def _lost_updates(self, trace: _Trace) -> Any:
-        """Return updates and lost updates of every tensor, 0 for those that are no weights: int64 [tensors, 2]."""
+        """Return what became of every weight, 0 for tensors that are none: int64 [tensors, _EXTRAS]."""
         none = tf.zeros([1, _EXTRAS], tf.int64)
         table = tf.concat([count_lost_updates(list(trace.updates.values())), none], 0) if trace.updates else none
         positions = {key: position for position, key in enumerate(trace.updates)}
@@ -293,12 +313,23 @@ class Recorder:
     def read(self) -> Reading | None:
         """Return what the step that just ran recorded, or None if no tap fired. Waits for the device."""
         if self._eager is not None:
-            return _reading(self._eager[0], self._eager[1].numpy())
+            return reading_of(self._eager[0], self._eager[1].numpy())
         for tensors, buffer in self._buffers:
             matrix = buffer.numpy()
             if matrix[0, _STAMP] == self._samples:
-                return _reading(tensors, matrix)
+                return reading_of(tensors, matrix)
         return None
+
+
+def _tied_partials(x: Any, dtype: str, batch: int | None) -> list[Any]:
+    """Return `x` to go on with, and its partial statistics: count, padding, subset, looked at, rows. Inside XLA."""
+    if x.shape.is_fully_defined() and x.shape.num_elements() <= HISTOGRAM_LIMIT:  # few sizes, few kernels
+        partials = partial_statistics(pad_to_bucket(x), FORMATS[dtype], tf.size(x, tf.int64))
+    else:
+        partials = partial_statistics(x, FORMATS[dtype], batch=batch)
+    # The tie: the statistic is taken at once, in a kernel of its own, and nothing that it needs lives longer.
+    x, subset, *rows = keras_internals.tie([x, partials.subset, *partials.rows])
+    return [x, partials.count, partials.padding, subset, partials.looked_at, *rows]
 
 
 def _finished_parts(parts: list[Any]) -> dict[int, Any]:
@@ -326,7 +357,8 @@ def _format_name(dtype: Any) -> str:
     return dtype.name if dtype.name in FORMATS else "float32"  # float64 is recorded as float32
 
 
-def _reading(tensors: tuple[TracedTensor, ...], matrix: NDArray[np.int64]) -> Reading:
+def reading_of(tensors: tuple[TracedTensor, ...], matrix: NDArray[np.int64]) -> Reading:
+    """Return what the matrix of a step says about its tensors."""
     values, rows = matrix[0], matrix[1:]
     scalars, histograms = decode_rows(rows[:, :ROW_WIDTH])
     scalars["updates"], scalars["lost_updates"] = rows[:, ROW_WIDTH], rows[:, ROW_WIDTH + 1]
@@ -335,6 +367,7 @@ def _reading(tensors: tuple[TracedTensor, ...], matrix: NDArray[np.int64]) -> Re
         tensors=tensors,
         scalars=scalars,
         histograms=histograms,
+        spoiled=rows[:, ROW_WIDTH + 2],
         loss=_float(values[_LOSS]) if values[_HAS_LOSS] else None,
         loss_scale=_float(values[_SCALE]) if values[_HAS_SCALE] else None,
         updates_before=int(values[_BEFORE]) if updated else None,

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from precscope.probes.recorder import Reading, Recorder
     from precscope.sampling import Sampler
 
-__all__ = ["NEVER", "SampledStep", "SamplingLoop"]
+__all__ = ["NEVER", "Costs", "SampledStep", "SamplingLoop"]
 
 #: Compares as later than any step.
 NEVER = sys.maxsize
@@ -41,17 +41,19 @@ class SampledStep:
 
 
 @dataclass
-class _Costs:
+class Costs:
     """Count and total time by kind."""
 
     totals: dict[CostKind, list[int]] = field(default_factory=dict)
 
     def add(self, kind: CostKind, time_ns: int, count: int = 1) -> None:
+        """Add to a kind of cost."""
         total = self.totals.setdefault(kind, [0, 0])
         total[0] += count
         total[1] += time_ns
 
     def records(self) -> tuple[CostRecord, ...]:
+        """Return the costs as the run keeps them."""
         return tuple(CostRecord(kind, count, time_ns) for kind, (count, time_ns) in self.totals.items())
 
 
@@ -78,6 +80,8 @@ class SamplingLoop:
         profile: The window of plain steps under TensorFlow's profiler, if there is to be one.
         keep_step_time: Called with the time of each measured stretch of plain steps.
         read_memory: Returns the allocator's bytes now and at the peak.
+        dense_left: Steps that are still to be sampled one after the other, whatever that costs.
+        place_in_epoch: Returns epoch and batch of a train step, from 0; None where there are no epochs.
     """
 
     def __init__(
@@ -91,13 +95,15 @@ class SamplingLoop:
         self.steps_seen = 0
         self.next_poll = NEVER
         self.poll: Callable[[], None] = lambda: None
-        self.costs = _Costs()
+        self.costs = Costs()
         self.batch: int | None = None
         self.plain_step_ns: float | None = None
         self.wait_for_device = wait_for_device
         self.profile: OpProfile | None = None
         self.keep_step_time: Callable[[StepTimeRecord], None] = lambda record: None
         self.read_memory: Callable[[], tuple[int, int] | None] = lambda: None
+        self.dense_left = 0
+        self.place_in_epoch: Callable[[int], tuple[int, int] | None] = lambda step: None
         self._sampler = sampler
         self._keep = keep
         self._failed = failed
@@ -117,6 +123,8 @@ class SamplingLoop:
     def next_sample(self) -> int:
         """The step to sample next, or `NEVER`."""
         due = None if self._off or self._paused else self._sampler.next_step
+        if self.dense_left and not self._off and not self._paused and self._sampler.is_in_window(self.steps_seen):
+            return self.steps_seen
         return NEVER if due is None else due
 
     @property
@@ -139,7 +147,8 @@ class SamplingLoop:
 
     def skip(self) -> None:
         """Try the next step: the one at hand cannot be sampled, if it was due."""
-        if self.is_sample_due:
+        due = self._sampler.next_step  # a step that is due only because sampling is dense moves nothing
+        if due is not None and self.steps_seen >= due and self.is_sample_due:
             self._sampler.skip(self.steps_seen)
 
     def count(self, steps: int = 1) -> None:
@@ -209,13 +218,15 @@ class SamplingLoop:
             return self._run_plain(error, plain, steps, count)
         stepped_ns = self._clock_ns()
         self.steps_seen += steps if count else 0
+        is_dense = self.dense_left > 0
+        self.dense_left = max(self.dense_left - 1, 0)
         try:
             reading = recorder.read()
             read_ns = self._clock_ns()
             sampled = SampledStep(first_step + steps - 1, reading, stepped_ns - start_ns, memory_bytes)
             self._keep(sampled)
             times_ns = (start_ns, stepped_ns, read_ns, self._clock_ns())
-            self._account(sampled.step, steps, recorder.traces > traces, times_ns)
+            self._account(sampled.step, steps, (recorder.traces > traces, is_dense), times_ns)
         except Exception as error:  # the step itself is done
             self.switch_off()
             self._failed(error)
@@ -241,11 +252,14 @@ class SamplingLoop:
             if steps >= _LEAST_STEPS:
                 self.keep_step_time(StepTimeRecord(first_step, steps, round(self.plain_step_ns), self.batch))
 
-    def _account(self, step: int, steps: int, compiled: bool, times_ns: tuple[int, int, int, int]) -> None:
-        start_ns, stepped_ns, read_ns, written_ns = times_ns
+    def _account(self, step: int, steps: int, how: tuple[bool, bool], times_ns: tuple[int, int, int, int]) -> None:
+        (compiled, is_dense), (start_ns, stepped_ns, read_ns, written_ns) = how, times_ns
         plain_ns = round((self.plain_step_ns or 0) * steps)
-        self.costs.add("compile" if compiled else "step", max(stepped_ns - start_ns - plain_ns, 0))
-        self.costs.add("read", read_ns - stepped_ns)
-        self.costs.add("write", written_ns - read_ns)
+        if is_dense and not compiled:
+            self.costs.add("dense", max(written_ns - start_ns - plain_ns, 0))
+        else:
+            self.costs.add("compile" if compiled else "step", max(stepped_ns - start_ns - plain_ns, 0))
+            self.costs.add("read", read_ns - stepped_ns)
+            self.costs.add("write", written_ns - read_ns)
         cost_ns = None if compiled or self.plain_step_ns is None else written_ns - start_ns - plain_ns
         self._sampler.sampled(step, cost_ns, self.plain_step_ns)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,8 +14,10 @@ import keras
 from precscope.errors import SessionError
 from precscope.options import Options, resolve_options
 from precscope.probes import keras_internals
+from precscope.probes.batch_handout import BatchHandout, BatchKeeping
 from precscope.probes.custom_loop import InstrumentedStep
 from precscope.probes.environment import describe_hardware, describe_model, describe_software
+from precscope.probes.health import Health
 from precscope.probes.keeper import Keeper
 from precscope.probes.legacy import add_legacy_note, check_loss_scale_arguments
 from precscope.probes.live_process import LiveProcess
@@ -22,9 +25,12 @@ from precscope.probes.loss_scale_poll import LossScalePoll
 from precscope.probes.measurements import Measurements
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.optimizer_taps import OptimizerTaps
+from precscope.probes.origin_watch import OriginWatch
 from precscope.probes.sampling_loop import SampledStep, SamplingLoop
 from precscope.probes.taps import LayerTaps
 from precscope.probes.train_function import ChoosingTrainFunction
+from precscope.probes.tripped_steps import TrippedSteps
+from precscope.probes.tripwire import Tripwire
 from precscope.records import RunRecord, RunStatus
 from precscope.sampling import Sampler
 from precscope.writer import RunWriter
@@ -35,6 +41,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from precscope.probes.recorder import Reading, Recorder
+    from precscope.verification import Verification
 
 __all__ = ["Session", "profile"]
 
@@ -95,6 +102,9 @@ class Session:
         self._called: set[int] = set()
         self._pending: tuple[SampledStep, Reading] | None = None
         self._optimizer_taps: OptimizerTaps | None = None
+        self._handout: BatchHandout | None = None  # where somebody wants batches
+        self._batches: BatchKeeping | None = None
+        self._tripwire: Tripwire | None = None
         self._live: LiveProcess | None = None
 
     @property
@@ -116,7 +126,17 @@ class Session:
         self._loop = SamplingLoop(Sampler(self.options), self._wait_for_device, self._keep, self._probe_failed)
         self._records = ModelRecords(self._model, self.options)
         self._keeper = Keeper(writer, self._records, self._stop_recording)
-        self._loss_scale = LossScalePoll(lambda: self._optimizer, self._loop, self._keeper)
+        self._health = Health(self._model, lambda: self._optimizer)
+        self._loss_scale = LossScalePoll(lambda: self._optimizer, self._loop, self._keeper, self._health.complaint)
+        self._origins = OriginWatch(self.options, self._loop, self._keeper, self._records)
+        self._loss_scale.noticed = self._origins.noticed
+        if self.options.tripwire:
+            self._set_tripwire(writer.path)
+        if self.options.keep_batches_mib:
+            self._handout = BatchHandout()
+            self._batches = BatchKeeping(
+                writer.path, self.options.keep_batches_mib, lambda message: self._tell("warning", message)
+            )
         self._measurements = Measurements(self._model, lambda: self._optimizer, self.options, self._loop, self._keeper)
         self._keeper.keep_layers()
         self._undo = keras_internals.set_instance_attribute(self._model, "make_train_function", self._make_function)
@@ -138,6 +158,8 @@ class Session:
         status, reason = _how_it_ended(error)
         try:
             self._flush()
+            if self._tripwire is not None:
+                self._tripwire.look()
             self._loss_scale.look()
             self._tell_of_silence(status)
         except Exception as failure:  # a device that is gone, say: the training's own exception must go on
@@ -171,7 +193,8 @@ class Session:
         self._require_open("instrument")
         if not callable(train_step):
             raise SessionError(f"session.instrument expects a train step that can be called, received {train_step!r}.")
-        step = InstrumentedStep(train_step, self._loop, self._make_taps, self._is_built, self._advance)
+        wanted = (self._handout, self._tripwire)
+        step = InstrumentedStep(train_step, self._loop, self._make_taps, self._is_built, self._advance, *wanted)
         self._instrumented.append(step)
         return step
 
@@ -187,6 +210,7 @@ class Session:
         """
         self._require_open("step")
         self._flush(loss)
+        self._health.last_loss = loss
         if not self._instrumented and self._loop.is_sample_due:
             self._tell_nothing_fires()
         self._called.clear()
@@ -203,6 +227,36 @@ class Session:
         """Sample again."""
         self._require_open("resume")
         self._loop.pause(False)
+
+    def verify(self, **options: Any) -> Verification:
+        """Prove by replay which layers have to stay in float32, with the model as it is now; inside or after the block.
+
+        Batches that were kept (`keep_batches_mib`) go forward and backward without an update, in float32 and under the
+        policies that are tried; the smallest set of layers that agrees with float32 is found and priced. The outcome
+        is written into the run directory, with `policy.yaml`.
+
+        Args:
+            **options: `most_batches` to replay (3), `most_tests` sets of layers to try (60), a `dataset` to take
+                batches from where none were kept, a `criterion` (`precscope.replay.Criterion`), and `report`, which is
+                called before each set with the number of sets tried and of those left at most.
+
+        Raises:
+            SessionError: The session has not begun.
+            PrecScopeError: No batches were kept, or there is nothing to compare them with.
+        """
+        if self._state == "new":
+            raise SessionError("session.verify was called before the session began: it tests what a training recorded.")
+        from precscope.probes.verify_session import print_progress, verify_and_write
+
+        if self._state == "open":
+            self._flush()
+        step = self._instrumented[-1].plain if self._instrumented else None
+        options = {"report": print_progress(), "step": step, "optimizer": self._given_optimizer} | options
+        try:
+            return verify_and_write(self._model, self.path, **options)
+        finally:
+            if self._state == "open":
+                self._loop.open_window()  # this was no train step
 
     def _require_open(self, method: str) -> None:
         if self._state != "open":
@@ -223,7 +277,7 @@ class Session:
         plain = model.train_function
         if not isinstance(current, ChoosingTrainFunction) or current.plain is not plain:
             self._loss_scale.count_anew()
-            current = ChoosingTrainFunction(model, plain, self._loop, self._make_taps)
+            current = ChoosingTrainFunction(model, plain, self._loop, self._make_taps, self._handout, self._tripwire)
         model.train_function = plain if self._has_several_replicas() else current
         return model.train_function
 
@@ -242,7 +296,27 @@ class Session:
             self._optimizer, names, recorder, weights=self.options.weights, gradients=self.options.gradients
         )
         self._optimizer_taps = optimizer_taps
-        return LayerTaps(self._records.plans, recorder), optimizer_taps
+        layer_taps = LayerTaps(self._records.plans, recorder, self._records.selects_between)
+        self._records.between.append(layer_taps.between)
+        return layer_taps, optimizer_taps
+
+    def _set_tripwire(self, directory: Path) -> None:
+        steps = TrippedSteps(
+            self._model,
+            lambda: self._optimizer,
+            self._loop,
+            self._origins,
+            directory,
+            lambda message: self._tell("warning", message),
+        )
+        self._tripwire = Tripwire(
+            self._model,
+            lambda: self._optimizer,
+            steps.handle,
+            lambda error: self._tell("warning", f"the tripwire failed and is off: {type(error).__name__}: {error}"),
+            self._loop.costs,
+        )
+        self._loss_scale.before_look = self._tripwire.look
 
     def _is_built(self) -> bool:
         return bool(self._model.built and self._optimizer.built)
@@ -262,19 +336,25 @@ class Session:
             self._tell("warning", misuse)
         if sampled.reading is None:
             return
+        if self._batches is not None and self._handout is not None:
+            self._batches.keep(sampled.step, self._handout, self._read_weights)
         if self._instrumented and sampled.reading.loss is None:
             self._pending = (sampled, sampled.reading)  # `session.step` may tell the loss
             return
-        self._keeper.keep_sample(sampled, sampled.reading, self._loop.costs.records())
-        self._loss_scale.look()
+        self._keep_sample(sampled, sampled.reading)
+
+    def _read_weights(self) -> list[Any]:
+        return [weight.value for weight in self._model.weights]
 
     def _flush(self, loss: Any = None) -> None:
         if self._pending is not None:
             (sampled, reading), self._pending = self._pending, None
-            self._keeper.keep_sample(
-                sampled, reading, self._loop.costs.records(), None if loss is None else float(loss)
-            )
-            self._loss_scale.look()
+            self._keep_sample(sampled, reading, None if loss is None else float(loss))
+
+    def _keep_sample(self, sampled: SampledStep, reading: Reading, loss: float | None = None) -> None:
+        self._keeper.keep_sample(sampled, reading, self._loop.costs.records(), loss)
+        self._origins.sampled(sampled, reading if loss is None else replace(reading, loss=loss))
+        self._loss_scale.look()
 
     def _probe_failed(self, error: Exception) -> None:
         words = " ".join(_TERMINAL_CODES.sub("", str(error)).split())

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from precscope.probes import keras_internals
+from precscope.origin_records import DATA_ID
+from precscope.probes import code_places, keras_internals, shadow_internals
 from precscope.probes.recorder import Recorder, TensorKey
+from precscope.probes.tensor_sources import TensorSources, map_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["LayerTaps", "TapPlan", "plan_taps"]
+__all__ = ["CodeBetween", "LayerTaps", "TapPlan", "plan_taps"]
 
 # Layers whose output is their input in another order: what they pass on was recorded where it was made.
 _REARRANGING = (
@@ -56,6 +58,7 @@ class TapPlan:
         order: Position in the forward pass, None until it was called.
         inputs: Ids of the layers whose outputs it consumed.
         no_gradient: What to say if no gradient was recorded although one was asked for.
+        place: The user's line of code that computes in the layer or calls it; None where none is known.
     """
 
     id: str
@@ -65,6 +68,20 @@ class TapPlan:
     order: int | None = None
     inputs: list[str] = field(default_factory=list)
     no_gradient: str = "no gradient arrives at its output"
+    place: str | None = None
+
+
+@dataclass(frozen=True)
+class CodeBetween:
+    """Stands in a plan for a layer that is none: the batch, or code between layers.
+
+    Attributes:
+        op_type: The op that a tensor comes from ("AddV2"); "InputLayer" for the batch.
+        dtype: Its dtype.
+    """
+
+    op_type: str
+    dtype: str
 
 
 def plan_taps(
@@ -99,12 +116,31 @@ def _reason_to_leave_out_forward(layer: Any) -> str | None:
 
 
 class LayerTaps:
-    """Puts taps on a model's layers while a probed step is traced, and takes them off again."""
+    """Puts taps on a model's layers while a probed step is traced, and takes them off again.
 
-    def __init__(self, plans: dict[str, TapPlan], recorder: Recorder) -> None:
+    Args:
+        plans: What is recorded of each layer.
+        recorder: Takes what the taps see.
+        selects: Asked with id and type whether the batch, or code between layers, is to be recorded as well; by
+            default nothing is.
+
+    Attributes:
+        plans: What is recorded of each layer.
+        between: What was seen of the batch and of code between layers, by id.
+    """
+
+    def __init__(
+        self,
+        plans: dict[str, TapPlan],
+        recorder: Recorder,
+        selects: Callable[[str, str], bool] = lambda layer_id, layer_type: False,
+    ) -> None:
         self.plans = plans
+        self.between: dict[str, TapPlan] = {}
         self._recorder = recorder
-        self._producers: dict[int, tuple[Any, str]] = {}  # tensor by id (kept alive, so that no id is used twice)
+        self._selects = selects
+        self._sources = TensorSources()
+        self._open: list[str] = []  # ids of the layers whose calls have begun and not ended
         self._calls = 0
 
     @contextmanager
@@ -117,37 +153,98 @@ class LayerTaps:
             try:
                 yield
             finally:
-                self._producers.clear()
+                self._sources.clear()
+
+    def tap_batch(self, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        """Return a train step's arguments with a tap on every float tensor: the batch is recorded as an input layer."""
+        return map_named(self._tap_data, arguments) if self._recorder.active else arguments
+
+    def _tap_data(self, name: str, tensor: Any) -> Any:
+        plan = self._plan_between(DATA_ID, CodeBetween("InputLayer", tensor.dtype.name)) if _is_float(tensor) else None
+        if plan is None:
+            return tensor
+        tapped = self._recorder.record(TensorKey(DATA_ID, "activation", name), tensor)
+        self._sources.add(tapped, DATA_ID)
+        return tapped
+
+    def _plan_between(self, layer_id: str, code: CodeBetween) -> TapPlan | None:
+        """Return the plan for what is no layer, its order noted; None where it is not to be recorded."""
+        if layer_id not in self.between:
+            if not self._selects(layer_id, code.op_type):
+                return None
+            plan = TapPlan(layer_id, code)
+            if layer_id == DATA_ID:
+                plan.gradient_unseen = "nothing learns from it"
+            self._number(plan)
+            self.between[layer_id] = plan
+        return self.between[layer_id]
+
+    def _number(self, plan: TapPlan) -> None:
+        plan.order, self._calls = self._calls, self._calls + 1
 
     def _tapped(self, plan: TapPlan, call: Callable[..., Any]) -> Callable[..., Any]:
         def tapped_call(*args: Any, **kwargs: Any) -> Any:
             if not self._recorder.active:
                 return call(*args, **kwargs)
-            self._note_inputs(plan, (args, kwargs))
-            outputs = call(*args, **kwargs)
+            args, kwargs = self._note_inputs(plan, args, kwargs)
+            graph = keras_internals.current_graph()
+            begin = 0 if graph is None else len(graph.get_operations())
+            self._open.append(plan.id)
+            try:
+                outputs = call(*args, **kwargs)
+            finally:
+                self._open.pop()
             if plan.order is None:
-                plan.order, self._calls = self._calls, self._calls + 1
+                self._number(plan)
+                ops = [] if graph is None else graph.get_operations()[begin:]
+                plan.place = code_places.place_of_call(plan.layer, ops)
             return self._tap_outputs(plan, outputs)
 
         return tapped_call
 
-    def _note_inputs(self, plan: TapPlan, arguments: Any) -> None:
-        for tensor in keras.tree.flatten(arguments):
-            producer = self._producers.get(id(tensor)) or self._producers.get(id(_before_cast(tensor)))
-            if producer is not None and producer[1] not in plan.inputs and producer[1] != plan.id:
-                plan.inputs.append(producer[1])
+    def _note_inputs(self, plan: TapPlan, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """Note whose outputs the arguments are, and return the arguments, with taps on what code between computed."""
+        replaced: dict[int, Any] = {}
+        for tensor in keras.tree.flatten((args, kwargs)):
+            if not tf.is_tensor(tensor):
+                continue
+            producer = self._sources.producer(tensor)
+            names = [] if producer is None else [producer]
+            if producer is None and _is_float(tensor) and self._recorder.place() == "root":
+                names, tapped = self._tap_code_before(plan, tensor)
+                if tapped is not None:
+                    replaced[id(tensor)] = tapped
+            plan.inputs += [name for name in names if name not in plan.inputs and name != plan.id]
+        if not replaced:
+            return args, kwargs
+        return keras.tree.map_structure(lambda leaf: replaced.get(id(leaf), leaf), (args, kwargs))
+
+    def _tap_code_before(self, plan: TapPlan, tensor: Any) -> tuple[list[str], Any]:
+        """Return whose outputs a tensor was computed from, and that tensor tapped where code in between computed it.
+
+        Such code is the model's own, or that of the layer that calls the one at hand.
+        """
+        producers, computing = self._sources.computed_from(tensor)
+        if not producers or not computing:
+            return producers, None
+        owner = f"{self._open[-1]}/" if self._open else ""
+        name = plan.id.removeprefix(owner)
+        code = self._plan_between(f"{owner}(before {name})", CodeBetween(computing[0].type, tensor.dtype.name))
+        if code is None:
+            return producers, None
+        code.inputs += [name for name in producers if name not in code.inputs]
+        code.place = code.place or code_places.place_of_ops(computing)
+        return [code.id], self._tap_outputs(code, tensor)
 
     def _tap_outputs(self, plan: TapPlan, outputs: Any) -> Any:
         flat = keras.tree.flatten(outputs)
         tapped = [self._tap(plan, str(index), tensor) for index, tensor in enumerate(flat)]
         for tensor in tapped:
-            self._producers[id(tensor)] = (tensor, plan.id)
+            self._sources.add(tensor, plan.id)
         return keras.tree.pack_sequence_as(outputs, tapped)
 
     def _tap(self, plan: TapPlan, name: str, tensor: Any) -> Any:
-        if not tf.is_tensor(tensor) or isinstance(tensor, tf.SparseTensor | tf.RaggedTensor):
-            return tensor
-        if not tensor.dtype.is_floating or (plan.unseen and plan.gradient_unseen):
+        if not _is_float(tensor) or (plan.unseen and plan.gradient_unseen):
             return tensor
         recorder = self._recorder
         forward, backward = TensorKey(plan.id, "activation", name), TensorKey(plan.id, "gradient", name)
@@ -159,23 +256,16 @@ class LayerTaps:
             x = x if plan.unseen else recorder.record(forward, x)
             return tf.identity(x), lambda gradient: _tap_gradient(recorder, backward, plan, gradient)
 
-        return _keep_mask(tensor, tf.custom_gradient(tap)(tensor))
+        return shadow_internals.with_mask_of(tensor, tf.custom_gradient(tap)(tensor))
+
+
+def _is_float(tensor: Any) -> bool:
+    if not tf.is_tensor(tensor) or isinstance(tensor, tf.SparseTensor | tf.RaggedTensor):
+        return False
+    return bool(tensor.dtype.is_floating)
 
 
 def _tap_gradient(recorder: Recorder, key: TensorKey, plan: TapPlan, gradient: Any) -> Any:
     if plan.gradient_unseen or not recorder.active or not isinstance(gradient, tf.Tensor):
         return gradient
     return recorder.record(key, gradient)
-
-
-def _keep_mask(tensor: Any, tapped: Any) -> Any:
-    mask = getattr(tensor, "_keras_mask", None)
-    if mask is not None:
-        tapped._keras_mask = mask
-    return tapped
-
-
-def _before_cast(tensor: Any) -> Any:
-    """Return what a graph tensor was cast from: Keras casts at the border of two dtype policies."""
-    operation = None if tf.executing_eagerly() else getattr(tensor, "op", None)
-    return operation.inputs[0] if operation is not None and operation.type == "Cast" else tensor

@@ -7,6 +7,7 @@ is built from the same step with taps in it: the probed function. Between sample
 from __future__ import annotations
 
 import itertools
+import sys
 import weakref
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
@@ -15,13 +16,16 @@ import tensorflow as tf
 
 from precscope.probes import keras_internals
 from precscope.probes.recorder import Recorder
+from precscope.probes.tripwire import without_optionals
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
+    from precscope.probes.batch_handout import BatchHandout
     from precscope.probes.optimizer_taps import OptimizerTaps
     from precscope.probes.sampling_loop import SamplingLoop
     from precscope.probes.taps import LayerTaps
+    from precscope.probes.tripwire import Tripwire
 
 __all__ = ["ChoosingTrainFunction", "probed_step"]
 
@@ -38,7 +42,7 @@ def probed_step(
                 stack.enter_context(layer_taps.installed())
                 if optimizer_taps is not None:
                     stack.enter_context(optimizer_taps.installed())
-                result = step(*args, **kwargs)
+                result = step(*layer_taps.tap_batch(args), **kwargs)
             recorder.end()
         finally:
             recorder.cancel()
@@ -59,6 +63,8 @@ class ChoosingTrainFunction:
         plain: The train function that Keras built.
         loop: Decides which step is probed.
         make_taps: Called once, with the recorder, when the first sample is due: plans and returns the taps.
+        handout: Takes the batches of probed steps, where somebody wants them.
+        tripwire: Keeps what it takes to run a bad step again, where that is asked for.
 
     Attributes:
         plain: The train function that Keras built.
@@ -70,7 +76,11 @@ class ChoosingTrainFunction:
         plain: Callable[[Any], Any],
         loop: SamplingLoop,
         make_taps: Callable[[Recorder], tuple[LayerTaps, OptimizerTaps]],
+        handout: BatchHandout | None = None,
+        tripwire: Tripwire | None = None,
     ) -> None:
+        self._handout = handout
+        self._tripwire = tripwire
         self.plain = plain
         self._model = model
         self._loop = loop
@@ -82,8 +92,10 @@ class ChoosingTrainFunction:
         self._batch: int | None = None
         # Weak: an iterator that lives longer than Keras lets it live holds up the next epoch when it goes.
         self._iterator: Callable[[], Any] = _nothing
+        self._epoch = -1
         self._epoch_first_step = 0
         self._epoch_steps: int | None = None
+        loop.place_in_epoch = self._place_in_epoch
 
     def __call__(self, iterator: Any) -> Any:
         """Run the next step, or `steps_per_execution` of them, on what `iterator` gives next."""
@@ -91,11 +103,11 @@ class ChoosingTrainFunction:
         if iterator is not self._iterator() and isinstance(iterator, tf.data.Iterator):
             return self._first_of_epoch(iterator)
         if self._warm and loop.steps_seen < loop.next_step:
-            result = self.plain(iterator)
+            result = self._run_on(self.plain, iterator)
             loop.steps_seen += self._steps
             return result
         if self._warm and loop.is_profiled(self._steps, self._left_in_epoch(iterator)):
-            result = self.plain(iterator)
+            result = self._run_on(self.plain, iterator)
             loop.count(self._steps)
             return result
         loop.poll_when_due()
@@ -107,6 +119,7 @@ class ChoosingTrainFunction:
         if self._iterator is not _nothing:
             self._epoch_steps = loop.steps_seen - self._epoch_first_step
         self._iterator, self._epoch_first_step = weakref.ref(iterator), loop.steps_seen
+        self._epoch += 1
         loop.new_epoch()
         result = self(iterator)
         loop.open_window()
@@ -116,7 +129,7 @@ class ChoosingTrainFunction:
         loop = self._loop
         if self._is_last_of_epoch() or not self._warm or not loop.is_sample_due:
             loop.skip()
-            result = self.plain(iterator)
+            result = self._run_on(self.plain, iterator)
             loop.steps_seen += self._steps
             if not self._warm:
                 self._warm = True
@@ -125,9 +138,28 @@ class ChoosingTrainFunction:
             return result
         if not isinstance(iterator, tf.data.Iterator):
             batches = list(itertools.islice(iterator, self._steps))
-            return self._run(lambda function: function(iter(batches)))
+            return self._run(lambda function: self._run_on(function, iter(batches)))
         # The iterator itself, as for the plain function: whatever else asks it is one more way to change the training.
-        return self._run(lambda function: function(iterator))
+        return self._run(lambda function: self._run_on(function, iterator))
+
+    def _run_on(self, function: Callable[[Any], Any], iterator: Any) -> Any:
+        """Run a train function on what `iterator` gives next; past the tripwire where there is one."""
+        if self._tripwire is None or not self._tripwire.is_on:
+            return function(iterator)
+        first = next(iterator)  # StopIteration is how Keras hears that the epoch is over
+        result = function(self._past_the_tripwire(self._tripwire, first, iterator))
+        self._tripwire.after_step(result)
+        return result
+
+    def _past_the_tripwire(self, tripwire: Tripwire, batch: Any, iterator: Any) -> Iterator[Any]:
+        """Yield the batches of one call; Keras' function asks for each right before its step."""
+        for number in range(self._steps):
+            if number:
+                batch = next(iterator, _nothing)
+            if batch is _nothing:
+                return
+            tripwire.before_step(self._loop.steps_seen + number, (without_optionals(batch),), {})
+            yield batch
 
     def _run(self, call: Callable[[Callable[[Any], Any]], Any]) -> Any:
         def prepare() -> tuple[Recorder, Callable[[], Any]]:
@@ -135,6 +167,15 @@ class ChoosingTrainFunction:
             return recorder, lambda: call(probed)
 
         return self._loop.run(prepare, lambda: call(self.plain), self._steps)
+
+    def _place_in_epoch(self, step: int) -> tuple[int, int] | None:
+        """Return epoch and batch of a step since the last iterator began, from 0; None for others."""
+        in_epoch = step - self._epoch_first_step
+        if self._epoch < 0 or in_epoch < 0:
+            return None
+        # Keras goes through all epochs with one iterator where `fit` was given `steps_per_epoch`.
+        epochs, batch = divmod(in_epoch, keras_internals.steps_per_epoch(self._model) or sys.maxsize)
+        return self._epoch + epochs, batch
 
     def _is_last_of_epoch(self) -> bool:
         """Tell whether this may be a smaller batch, which would be compiled once more for one step in an epoch."""
@@ -156,5 +197,6 @@ class ChoosingTrainFunction:
             self._recorder = Recorder(in_xla=bool(model.jit_compile and not model.run_eagerly))
             self._recorder.batch = self._batch
             step = probed_step(model.train_step, self._recorder, *self._make_taps(self._recorder))
-            self._probed = keras_internals.build_train_function(model, step)
+            take = None if self._handout is None else self._handout.take
+            self._probed = keras_internals.build_train_function(model, step, take)
         return self._recorder, self._probed

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from precscope.reports.text import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from precscope.reader import Run
 
 __all__ = ["ReferenceRow", "ReferenceView", "reference_view"]
@@ -63,14 +65,16 @@ class ReferenceView:
     rows: tuple[ReferenceRow, ...]
 
 
-def reference_view(run: Run) -> ReferenceView | None:
-    """Return the last reference step of a run, or None where none was taken."""
+def reference_view(run: Run, layers: Collection[str] | None = None) -> ReferenceView | None:
+    """Return the last reference step of a run, of `layers` only where given; None where none was taken."""
     steps = getattr(run, "reference_steps", ())
     if not steps:
         return None
     last = steps[-1]
     order = {layer.id: place for place, layer in enumerate(run.layers)}
     records = [record for record in getattr(run, "reference", ()) if record.step == last.step]
+    if layers is not None:
+        records = [record for record in records if record.layer in layers]
     records.sort(key=lambda record: order.get(record.layer, len(order)))
     return ReferenceView(
         step=last.step,

@@ -32,6 +32,8 @@ _COSTS = {
     "read": "reading",
     "write": "writing",
     "poll": "watching the loss scale",
+    "dense": "sampling densely after NaN or infinity",
+    "tripwire": "tripwire",
     "profiler": "op profiler",
     "device": "device sampling",
 }

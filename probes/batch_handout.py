@@ -1,0 +1,190 @@
+"""The batch of a probed step, handed out of it: for the reference step, and to be kept in the run directory.
+
+The iterator is the training's, so nobody else asks it for a batch. The probed train function has the batch at hand when
+it runs: it copies it into variables, before XLA begins, for there a variable may not change its shape. A custom loop's
+step is given its batch by the loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from precscope.errors import RunDirectoryError
+from precscope.kept_batches import KeptBatchWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+__all__ = ["Batch", "BatchHandout", "BatchKeeping"]
+
+_LEAST_WITH_WEIGHTS = 3  # of fewer batches too little is seen
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one train step was given: `step(*args, **kwargs)`.
+
+    Attributes:
+        args: Of Keras' train step one argument, the batch as `fit` hands it out.
+        kwargs: Likewise.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+@dataclass
+class _Traced:
+    """The variables that take batches of one structure."""
+
+    structure: Any
+    dtypes: list[Any]
+    ranks: list[int]
+    variables: list[Any]
+
+    def read(self) -> Any:
+        """Return copies: the variables are written again by the next probed step."""
+        given = iter([tf.identity(variable.read_value()) for variable in self.variables])
+        leaves = [next(given) if leaf is _TENSOR else leaf for leaf in tf.nest.flatten(self.structure)]
+        return tf.nest.pack_sequence_as(self.structure, leaves)
+
+
+_TENSOR = object()
+
+
+class BatchHandout:
+    """Holds the batch of the last probed step.
+
+    Attributes:
+        failure: Why batches cannot be handed out, or None.
+        is_of_custom_loop: Whether the batch is the arguments of a custom loop's step.
+    """
+
+    def __init__(self) -> None:
+        self.is_of_custom_loop = False
+        self.failure: str | None = None
+        self._traces: list[_Traced] = []
+        self._last = tf.Variable(-1, dtype=tf.int64, trainable=False, name="precscope_batch")
+        self._given: Batch | None = None
+
+    def put(self, *args: Any, **kwargs: Any) -> None:
+        """Hold the arguments of a custom loop's step."""
+        self.is_of_custom_loop = True
+        self._given = Batch(args, kwargs)
+
+    def take(self, data: Any) -> None:
+        """Hold the batch that Keras' train step is about to be given; called where the step is traced, outside XLA."""
+        if tf.executing_eagerly():
+            self._given = Batch((data,), {})
+            return
+        leaves = tf.nest.flatten(data)
+        tensors = [leaf for leaf in leaves if leaf is not None]
+        for leaf in tensors:
+            if not isinstance(leaf, tf.Tensor) or leaf.dtype == tf.string or leaf.shape.rank is None:
+                kind = leaf.dtype.name if isinstance(leaf, tf.Tensor) else type(leaf).__name__
+                self.failure = f"batches hold {kind}, and only dense tensors of numbers can be taken out of a step"
+                return
+        structure = tf.nest.pack_sequence_as(data, [None if leaf is None else _TENSOR for leaf in leaves])
+        place = self._place_for(structure, tensors)
+        if place is None:
+            return
+        for variable, tensor in zip(self._traces[place].variables, tensors, strict=True):
+            variable.assign(tensor)
+        self._last.assign(place)
+
+    def _place_for(self, structure: Any, tensors: list[Any]) -> int | None:
+        """Return which variables take a batch of this structure: all its shapes share them."""
+        dtypes, ranks = [tensor.dtype for tensor in tensors], [int(tensor.shape.rank) for tensor in tensors]
+        for place, known in enumerate(self._traces):
+            if (known.structure, known.dtypes, known.ranks) == (structure, dtypes, ranks):
+                return place
+        try:
+            with tf.init_scope():
+                variables = [_variable(dtype, rank) for dtype, rank in zip(dtypes, ranks, strict=True)]
+        except ValueError:  # TensorFlow lets a tf.function create variables in its first trace only
+            self.failure = "batches of one training have different structures"
+            return None
+        self._traces.append(_Traced(structure, dtypes, ranks, variables))
+        return len(self._traces) - 1
+
+    def read(self) -> Batch | None:
+        """Return the batch of the last probed step, or None where there was none."""
+        if self._given is not None:
+            return self._given
+        last = int(self._last.numpy())
+        return Batch((self._traces[last].read(),), {}) if last >= 0 else None
+
+
+def _variable(dtype: Any, rank: int) -> Any:
+    empty = tf.zeros([0] * rank, dtype)
+    return tf.Variable(empty, shape=tf.TensorShape([None] * rank), trainable=False, name="precscope_batch")
+
+
+class BatchKeeping:
+    """Keeps batches in the run directory; what cannot be kept is told once, and the training goes on.
+
+    Args:
+        directory: The run directory.
+        limit_mib: What all of them may take together.
+        tell: Told why no batch is kept any more.
+    """
+
+    def __init__(self, directory: Path, limit_mib: float, tell: Callable[[str], None]) -> None:
+        self._writer: KeptBatchWriter | None = KeptBatchWriter(directory, int(limit_mib * 2**20))
+        self._limit_mib = limit_mib
+        self._leaves_weights_out = False
+        self._tell = tell
+
+    def keep(self, step: int, handout: BatchHandout, read_weights: Callable[[], list[Any]]) -> None:
+        """Keep the batch that was handed out by `step`, as group "data"; a custom loop's keywords as "keywords".
+
+        The weights are kept beside it, as group "weights", as they are after the step: a fault of numbers shows at the
+        weights that training has reached, not at those that a model begins with. Where three such batches would not
+        fit into the limit, they are left out.
+        """
+        if self._writer is None:
+            return
+        try:
+            if handout.failure is not None:
+                raise RunDirectoryError(f"{handout.failure}.")
+            batch = handout.read()
+            if batch is None:
+                return
+            # Of Keras' step the batch itself, of a custom loop's the tuple of its arguments.
+            data = batch.args if handout.is_of_custom_loop else batch.args[0]
+            groups = {"data": _as_arrays(data)}
+            if batch.kwargs:
+                groups["keywords"] = _as_arrays(batch.kwargs)
+            groups |= self._weights(read_weights, groups)
+            self._writer.keep(step, **groups)
+        except RunDirectoryError as error:
+            self._writer = None
+            self._tell(f"batches are not kept: {error}")
+
+    def _weights(self, read_weights: Callable[[], list[Any]], batch: dict[str, Any]) -> dict[str, Any]:
+        if self._leaves_weights_out:
+            return {}
+        weights = _as_arrays(read_weights())
+        sizes_mib = [
+            sum(getattr(leaf, "nbytes", 0) for leaf in tf.nest.flatten(tree)) / 2**20 for tree in (batch, weights)
+        ]
+        if (needed_mib := _LEAST_WITH_WEIGHTS * sum(sizes_mib)) <= self._limit_mib:
+            return {"weights": weights}
+        self._leaves_weights_out = True
+        self._tell(
+            f"batches are kept without the weights of their step, {sizes_mib[1]:.3g} MiB a batch: raise "
+            f"keep_batches_mib to {needed_mib:.3g} for them. Without, a replay takes the weights that the model has."
+        )
+        return {}
+
+
+def _as_arrays(tree: Any) -> Any:
+    def as_array(leaf: Any) -> Any:
+        return np.asarray(leaf.numpy()) if isinstance(leaf, (tf.Tensor, tf.Variable)) else leaf
+
+    return tf.nest.map_structure(as_array, tree)

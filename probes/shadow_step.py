@@ -1,0 +1,304 @@
+"""A train step that leaves nothing behind: forward and backward on given data, without the update.
+
+The step that trains is traced once more, as a tf.function of its own, under the dtype policies that are asked for. The
+optimizer's `apply` only hands out its gradients meanwhile. Every variable that the trace may write (BatchNorm's moving
+statistics, the states of seed generators, metrics, whatever the user's own code writes) is saved before the step runs
+and put back afterwards, bit for bit. So two steps in a row start from the same state and draw the same random numbers;
+Keras' random functions draw in float32 in both.
+
+It is not compiled by XLA unless asked for: that would cost minutes for a large model, to run a few times. XLA may keep
+in float32 what the policy rounds to 16 bits, so a shadow step shows what the policy says, which is at times worse than
+what the compiled training computes.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import keras
+import tensorflow as tf
+
+from precscope.options import Options
+from precscope.probes import keras_internals, shadow_internals
+from precscope.probes.layer_policies import layer_policies, model_layers
+from precscope.probes.model_records import ModelRecords
+from precscope.probes.recorder import TensorKey
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+    from contextlib import AbstractContextManager
+
+__all__ = ["ShadowResult", "ShadowStep", "ShadowTrace", "observed_layers"]
+
+
+@dataclass(frozen=True)
+class ShadowResult:
+    """What one shadow step gave; tensors are on the device.
+
+    Attributes:
+        loss: The unscaled loss, where the step calls `optimizer.scale_loss`; None elsewhere.
+        loss_scale: The scale that the gradients carry.
+        gradients: Gradients of weights as the optimizer receives them, scaled, dense, by layer and variable. Empty
+            where the step did not reach the optimizer in a way that can be followed.
+        kept: What taps kept, by their keys.
+    """
+
+    loss: float | None
+    loss_scale: float
+    gradients: dict[TensorKey, Any]
+    kept: dict[Hashable, Any]
+
+
+@dataclass
+class ShadowTrace:
+    """A shadow step while it is traced: what taps see of it.
+
+    Attributes:
+        loss_scale: float32 [], the scale that multiplies the loss.
+        extra: Tensors that were given to `ShadowStep.run`.
+    """
+
+    loss_scale: Any
+    extra: Any
+    _graph: Any = field(default_factory=keras_internals.current_graph)
+    _kept: dict[Hashable, Any] = field(default_factory=dict)
+
+    @property
+    def is_at_root(self) -> bool:
+        """Whether a tensor that exists now can be kept: not inside a loop or a branch of the step."""
+        return keras_internals.current_graph() is self._graph
+
+    def keep(self, key: Hashable, tensor: Any) -> None:
+        """Hand `tensor` out of the step, under `key`; a key that is used again replaces what it held."""
+        self._kept[key] = tensor
+
+
+@dataclass(frozen=True)
+class _Traced:
+    function: Any
+    keys: list[Hashable]
+    written: list[Any]
+
+
+class ShadowStep:
+    """Runs the train step of a model without its update; model, optimizer and metrics stay as they are.
+
+    A step is traced once for each set of shapes, dtypes and arguments that are no tensors.
+
+    Args:
+        model: A built Keras model.
+        optimizer: Its optimizer, built.
+        step: The train step: a tf.function, or a Python function that may be traced. By default `model.train_step`,
+            whose one argument is a batch as `fit` hands it out: (x, y), (x, y, sample_weight), ...
+        policies: Names of dtype policies by layer id, set while the step is traced; see
+            `precscope.probes.layer_policies`.
+        taps: Called with the trace; returns a context that holds while the step is traced, such as `observed_layers`.
+        jit_compile: Whether XLA compiles the step.
+
+    Attributes:
+        traces: How many times the step was traced.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        optimizer: Any,
+        step: Callable[..., Any] | None = None,
+        policies: Mapping[str, str] | None = None,
+        taps: Callable[[ShadowTrace], AbstractContextManager[Any]] | None = None,
+        jit_compile: bool = False,
+    ) -> None:
+        self.traces = 0
+        self._model = model
+        self._optimizer = optimizer
+        self._step = model.train_step if step is None else step
+        self._policies = dict(policies or {})
+        self._taps = taps
+        self._jit_compile = jit_compile
+        self._traced: dict[Hashable, _Traced] = {}
+
+    def run(self, *args: Any, loss_scale: float | None = None, extra: Any = (), **kwargs: Any) -> ShadowResult:
+        """Run the step once.
+
+        Args:
+            *args: The step's arguments.
+            loss_scale: What multiplies the loss; None for the optimizer's own scale, 1 where it scales nothing.
+            extra: A structure of tensors for the taps.
+            **kwargs: The step's arguments.
+
+        Raises:
+            tf.errors.ResourceExhaustedError: It does not fit into the device's memory; nothing is changed.
+            Exception: Whatever the step raises; nothing is changed.
+        """
+        if loss_scale is None:
+            scale = keras_internals.loss_scale(self._optimizer)
+            loss_scale = 1.0 if scale is None else float(scale)
+        leaves, rebuild = _split((args, kwargs))
+        traced, inputs = self._trace(leaves, rebuild, extra, tf.constant(loss_scale, tf.float32))
+        with _restored(traced.written):
+            outputs = traced.function(*inputs)
+        kept = dict(zip(traced.keys, outputs, strict=True))
+        loss = kept.pop(_LOSS, None)
+        gradients = {key.tensor: kept.pop(key) for key in list(kept) if isinstance(key, _Gradient)}
+        return ShadowResult(None if loss is None else float(loss), loss_scale, gradients, kept)
+
+    def _trace(
+        self, leaves: Sequence[Any], rebuild: Callable[[Sequence[Any]], Any], extra: Any, scale: Any
+    ) -> tuple[_Traced, tuple[Any, ...]]:
+        tensors = [leaf for leaf in leaves if _is_data(leaf)]
+        inputs = (tensors, scale, extra)
+        key = (tuple(map(_signature, leaves)), tuple(map(_signature, tf.nest.flatten(extra))))
+        if key not in self._traced:
+            keys: list[Hashable] = []
+
+            def body(tensors: Sequence[Any], scale: Any, extra: Any) -> list[Any]:
+                given = iter(tensors)
+                args, kwargs = rebuild([next(given) if _is_data(leaf) else leaf for leaf in leaves])
+                kept = self._body(args, kwargs, ShadowTrace(scale, extra))
+                keys[:] = kept
+                return list(kept.values())
+
+            function = tf.function(body, autograph=False, jit_compile=self._jit_compile)
+            concrete = function.get_concrete_function(*inputs)
+            self.traces += 1
+            self._traced[key] = _Traced(function, keys, shadow_internals.written_variables(concrete))
+        return self._traced[key], inputs
+
+    def _body(self, args: Any, kwargs: Any, trace: ShadowTrace) -> dict[Hashable, Any]:
+        step = self._step
+        with ExitStack() as stack:
+            stack.enter_context(shadow_internals.kept_losses(list(model_layers(self._model).values())))
+            stack.enter_context(layer_policies(self._model, self._policies))
+            stack.enter_context(shadow_internals.equal_random_draws())
+            stack.enter_context(self._without_update(trace))
+            if self._taps is not None:
+                stack.enter_context(self._taps(trace))
+            if hasattr(step, "python_function"):
+                step = keras_internals.converted_function(step)
+            stack.enter_context(shadow_internals.inlined_functions())
+            step(*args, **kwargs)
+        return trace._kept
+
+    @contextmanager
+    def _without_update(self, trace: ShadowTrace) -> Iterator[None]:
+        """Let the optimizer scale by the trace's scale, and hand out its gradients in place of an update."""
+        optimizer = self._optimizer
+        names = ModelRecords(self._model, Options()).variable_name
+
+        def scale_loss(loss: Any) -> Any:
+            if trace.is_at_root:
+                trace.keep(_LOSS, tf.reduce_mean(tf.cast(loss, tf.float32)))
+            return keras.ops.multiply(loss, trace.loss_scale)
+
+        def apply(grads: Any, trainable_variables: Any = None) -> None:
+            variables = trainable_variables or keras_internals.optimized_variables(optimizer)
+            for variable, gradient in zip(variables, grads, strict=True):
+                owner = names(variable)
+                if gradient is not None and owner is not None and trace.is_at_root:
+                    trace.keep(
+                        _Gradient(TensorKey(owner[0], "weight_gradient", owner[1])), tf.convert_to_tensor(gradient)
+                    )
+
+        with ExitStack() as stack:
+            for shadowed in {id(o): o for o in (optimizer, keras_internals.inner_optimizer(optimizer))}.values():
+                stack.callback(keras_internals.set_instance_attribute(shadowed, "scale_loss", scale_loss))
+                stack.callback(keras_internals.set_instance_attribute(shadowed, "apply", apply))
+            yield
+
+
+@dataclass(frozen=True)
+class _Gradient:
+    tensor: TensorKey
+
+
+_LOSS = object()
+
+
+@contextmanager
+def _restored(variables: Sequence[Any]) -> Iterator[None]:
+    """Give the variables back the values that they had; they are copies, for a buffer may be written in place."""
+    before = [tf.identity(variable.read_value()) for variable in variables]
+    try:
+        yield
+    finally:
+        for variable, value in zip(variables, before, strict=True):
+            variable.assign(value)
+
+
+def _split(arguments: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
+    """Return the leaves of a step's arguments, arrays as tensors, and what puts such leaves together again."""
+    leaves = [tf.convert_to_tensor(leaf) if _is_array(leaf) else leaf for leaf in tf.nest.flatten(arguments)]
+    return leaves, lambda given: tf.nest.pack_sequence_as(arguments, given)
+
+
+def _is_array(leaf: Any) -> bool:
+    return hasattr(leaf, "__array__") and not tf.is_tensor(leaf) and not isinstance(leaf, (tf.Variable, keras.Variable))
+
+
+def _is_data(leaf: Any) -> bool:
+    return tf.is_tensor(leaf) and not isinstance(leaf, tf.Variable)
+
+
+def _signature(leaf: Any) -> Hashable:
+    """Return what of an argument a trace depends on."""
+    if _is_data(leaf):
+        return tf.type_spec_from_value(leaf)
+    return leaf if isinstance(leaf, (int, float, str, bool, type(None))) else id(leaf)
+
+
+@contextmanager
+def observed_layers(
+    layers: Mapping[str, Any], trace: ShadowTrace, observe: Callable[[TensorKey, int, Any], None]
+) -> Iterator[None]:
+    """Let `observe` see each float output of the layers and the gradient that arrives there, while a step is traced.
+
+    It is called with the tensor's key (kind "activation" or "gradient"), the number of the layer's call, from 0, and
+    the tensor; what it wants of it, it keeps with `trace.keep`. Nothing is seen inside loops and branches, nor of
+    layers that were not called.
+
+    Args:
+        layers: The layers, by id.
+        trace: The step that is traced.
+        observe: Called at the time of tracing, forward in the order of the calls, backward against it.
+    """
+    with ExitStack() as stack:
+        for layer_id, layer in layers.items():
+            observed = _observed_call(layer_id, layer.call, trace, observe)
+            stack.callback(keras_internals.set_instance_attribute(layer, "call", observed))
+        yield
+
+
+def _observed_call(
+    layer_id: str, call: Callable[..., Any], trace: ShadowTrace, observe: Callable[[TensorKey, int, Any], None]
+) -> Callable[..., Any]:
+    calls = 0
+
+    def observed_output(name: str, number: int, tensor: Any) -> Any:
+        if not _is_float_tensor(tensor) or not trace.is_at_root:
+            return tensor
+
+        def tap(x: Any) -> Any:
+            observe(TensorKey(layer_id, "activation", name), number, x)
+            return tf.identity(x), lambda gradient: observed_gradient(name, number, gradient)
+
+        return shadow_internals.with_mask_of(tensor, tf.custom_gradient(tap)(tensor))
+
+    def observed_gradient(name: str, number: int, gradient: Any) -> Any:
+        if isinstance(gradient, tf.Tensor) and trace.is_at_root:
+            observe(TensorKey(layer_id, "gradient", name), number, gradient)
+        return gradient
+
+    def observed_call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        outputs = call(*args, **kwargs)
+        number, calls = calls, calls + 1
+        flat = [observed_output(str(i), number, tensor) for i, tensor in enumerate(keras.tree.flatten(outputs))]
+        return keras.tree.pack_sequence_as(outputs, flat)
+
+    return observed_call
+
+
+def _is_float_tensor(tensor: Any) -> bool:
+    return isinstance(tensor, tf.Tensor) and tensor.dtype.is_floating

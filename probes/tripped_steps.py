@@ -1,0 +1,115 @@
+"""What becomes of a step that tripped: kept in the run directory, run again, and its origin recorded."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import tensorflow as tf
+
+from precscope.errors import RunDirectoryError
+from precscope.kept_batches import KeptBatchWriter
+from precscope.origin import FoundOrigin, find_origin
+from precscope.probes.replay import Replay, weights_set
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from precscope.probes.origin_watch import OriginWatch
+    from precscope.probes.sampling_loop import SamplingLoop
+    from precscope.probes.tripwire import Tripped
+
+__all__ = ["TrippedSteps", "as_arrays"]
+
+#: So many steps are run again without further conditions, later fewer than one in a thousand.
+_FREE_REPLAYS, _LATER_SHARE = 10, 0.001
+#: How many kept steps the run directory holds at most.
+_MOST_KEPT = 4
+
+
+class TrippedSteps:
+    """Handles what the tripwire reports.
+
+    Args:
+        model: The model that is trained.
+        optimizer: Returns its optimizer.
+        loop: Counts the steps.
+        watch: Records origins.
+        directory: The run directory.
+        tell: Told what could not be done.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        optimizer: Callable[[], Any],
+        loop: SamplingLoop,
+        watch: OriginWatch,
+        directory: Path,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._model = model
+        self._optimizer = optimizer
+        self._loop = loop
+        self._watch = watch
+        self._directory = directory
+        self._tell = tell
+        self._writer: KeptBatchWriter | None = None
+        self._replays: dict[Any, Replay] = {}
+        self._count = 0
+
+    def handle(self, tripped: Tripped) -> None:
+        """Keep the step, run it again and record where it turned non-finite."""
+        if self._count >= _FREE_REPLAYS and self._count > _LATER_SHARE * self._loop.steps_seen and not tripped.is_lost:
+            return
+        self._count += 1
+        kept = self._keep(tripped)
+        found, note = None, None
+        try:
+            found, replay = self._run_again(tripped)
+        except Exception as error:  # the training goes on, and the kept step may still be replayed by the command
+            replay, words = None, " ".join(str(error).split())
+            note = f"it could not be run again at once: {type(error).__name__}: {words[:300]}"
+        if found is None and note is None:
+            if not tripped.is_lost:
+                note = "run again without XLA, all values were finite"
+            else:
+                found = FoundOrigin("update", "update", None)
+                note = "run again, its loss and its gradients were finite, so the update made the weights non-finite"
+        self._watch.tripped(tripped, found, note, kept, None if replay is None else replay.records)
+
+    def _run_again(self, tripped: Tripped) -> tuple[FoundOrigin | None, Replay]:
+        given, optimizer = tripped.given, self._optimizer()
+        key = (id(given.function), id(optimizer))
+        if key not in self._replays:
+            self._replays[key] = Replay(self._model, optimizer, given.function)
+        replay = self._replays[key]
+        with weights_set(self._model, tripped.weights):
+            reading = replay.run(*given.args, loss_scale=tripped.loss_scale, **given.kwargs)
+        return find_origin(replay.values(reading)), replay
+
+    def _keep(self, tripped: Tripped) -> str | None:
+        """Write the step's batch and weights; return the file's name within the run directory."""
+        given = tripped.given
+        try:
+            groups = {
+                "data": as_arrays(given.args if given.function is not None else given.args[0]),
+                "weights": tripped.weights,
+                "state": {"loss_scale": tripped.loss_scale},
+            }
+            if given.kwargs:
+                groups["keywords"] = as_arrays(given.kwargs)
+            if self._writer is None:
+                arrays = tf.nest.flatten(groups)
+                size = sum(int(array.nbytes) for array in arrays if isinstance(array, np.ndarray))
+                self._writer = KeptBatchWriter(self._directory, _MOST_KEPT * (size + 2**20))
+            return str(self._writer.keep(given.step, **groups).relative_to(self._directory))
+        except RunDirectoryError as error:
+            self._tell(f"the step that turned non-finite is not kept: {error}")
+            return None
+
+
+def as_arrays(tree: Any) -> Any:
+    """Return a structure of tensors as one of NumPy arrays."""
+    return tf.nest.map_structure(lambda leaf: np.asarray(leaf.numpy()) if tf.is_tensor(leaf) else leaf, tree)

@@ -1,0 +1,27 @@
+"""All cases of the zoo."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.zoo import attention, healthy, integers, norms, outputs, ranges, scaling
+
+if TYPE_CHECKING:
+    from tests.zoo.case import Case
+
+__all__ = ["ZOO", "case_named"]
+
+ZOO: tuple[Case, ...] = (
+    *ranges.CASES,
+    *norms.CASES,
+    *attention.CASES,
+    *outputs.CASES,
+    *integers.CASES,
+    *scaling.CASES,
+    *healthy.CASES,
+)
+
+
+def case_named(name: str) -> Case:
+    """Return the case called `name`."""
+    return next(case for case in ZOO if case.name == name)
