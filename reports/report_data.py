@@ -184,10 +184,16 @@ def _time(run: Run, summary: RunSummary) -> TimeData:
 def _reference(view: ReferenceView | None) -> dict[str, Any] | None:
     if view is None:
         return None
-    names = ("kind", "relative_error", "own_relative_error", "flushed_share", "overflowed", "sqnr_db", "cosine")
+    names = (
+        *("kind", "tensor", "relative_error", "own_relative_error", "inherited_relative_error"),
+        *("flushed_share", "own_flushed_share", "overflowed", "own_overflowed", "sqnr_db", "cosine"),
+    )
     return {
         "step": view.step,
         "steps": view.steps,
+        "moment": view.moment,
+        "loss_scale": view.loss_scale,
+        "left_out": view.left_out,
         "examples": view.examples,
         "batch": view.batch,
         "loss_float32": view.loss_reference,

@@ -13,6 +13,7 @@ from precscope.formats import FORMATS
 from precscope.reports.palette import BOLD, FAINT, LEVELS, PLAIN, SEVERITIES
 from precscope.reports.report_view import FindingView, ReportView, report_view
 from precscope.reports.terminal_lines import heading, note, paragraph
+from precscope.reports.terminal_origin import origin_section
 from precscope.reports.terminal_proof import proof_lines
 from precscope.reports.terminal_reference import reference_errors
 from precscope.reports.terminal_table import layer_table
@@ -58,6 +59,7 @@ def render_report(view: ReportView, width: int, *, show_all: bool = False) -> It
     """Yield the report's lines, at most `width` columns wide. The page has its sections in the same order."""
     yield from _title(view, width)
     yield from _verdict(view, width)
+    yield from origin_section(view.origin, width, show_all)
     yield from proof_lines(view.proof, width)
     yield from _policy(view, width, show_all)
     yield from _findings(view, width, show_all)
@@ -87,6 +89,8 @@ def _verdict(view: ReportView, width: int) -> Iterator[Text]:
     if view.loss_scale is not None:
         scale = Text(printable(view.loss_scale.sentence))
         yield from paragraph(scale, width, Text.assemble(bar, "  "))
+    if view.origin is not None and not view.origin.is_healthy:
+        yield from paragraph(Text(view.origin.sentence), width, Text.assemble(bar, "  "))
     yield from paragraph(Text(printable(view.verdict.basis), FAINT), width, Text.assemble(bar, "  "))
 
 
