@@ -198,7 +198,9 @@ def refresh_dtype_cache(layer: Any) -> Callable[[], None]:
 def _widen_inputs(model: Any) -> Callable[[], None]:
     """Let a Sequential or functional model take float32 where it was built for 16 bits; return what undoes it."""
     functional = getattr(model, "_functional", None) if isinstance(model, keras.Sequential) else model
-    narrow = [x for x in getattr(functional, "_inputs", ()) if x.dtype in ("float16", "bfloat16")]
+    entries = [*getattr(functional, "_inputs", ()), *model._layers[:1]]  # Sequential asks its InputLayer as well
+    inputs = [x for x in entries if isinstance(x, (keras.KerasTensor, keras.layers.InputLayer))]
+    narrow = [x for x in inputs if x.dtype in ("float16", "bfloat16")]
     before = [(x, x._dtype) for x in narrow]
     for x in narrow:
         x._dtype = "float32"
