@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import tempfile
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -60,7 +60,7 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE layers (
     id TEXT PRIMARY KEY, "order" INTEGER NOT NULL, type TEXT NOT NULL, keras_path TEXT, policy TEXT NOT NULL,
     compute_dtype TEXT NOT NULL, variable_dtype TEXT NOT NULL, parameters INTEGER NOT NULL,
-    inputs TEXT NOT NULL, unseen TEXT, gradient_unseen TEXT
+    inputs TEXT NOT NULL, unseen TEXT, gradient_unseen TEXT, autocast INTEGER NOT NULL
 );
 CREATE TABLE tensors (
     "index" INTEGER PRIMARY KEY, layer TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL, dtype TEXT NOT NULL,
@@ -146,7 +146,7 @@ _OPTIONAL_TABLES = (
 #: Columns that hold a tuple as a JSON array.
 _JSON_COLUMNS = ("inputs", "shape", "shared_with", "throttle_reasons", "bad_weights", "bad_updates", "left_out")
 #: Columns that hold a bool, which SQLite keeps as 0 or 1.
-_FLAG_COLUMNS = ("tensor_core", "cast", "applied", "data_finite", "compiled")
+_FLAG_COLUMNS = ("tensor_core", "cast", "autocast", "applied", "data_finite", "compiled")
 #: How long either side waits for the other where the file system allows no WAL.
 _BUSY_S = 10.0
 
@@ -331,7 +331,10 @@ def select_after(
     """
     if not _has(connection, _TABLES[cls]):
         return (), row
-    names = [item.name for item in fields(cls)]  # type: ignore[arg-type]  # every record is a dataclass
+    known = columns_of(connection, _TABLES[cls])
+    items = fields(cls)  # type: ignore[arg-type]  # every record is a dataclass
+    # A column with a default may be newer than the run.
+    names = [item.name for item in items if item.name in known or item.default is MISSING]
     columns = ", ".join(f'"{name}"' for name in names)
     query = f"SELECT rowid, {columns} FROM {_TABLES[cls]} WHERE rowid > ? ORDER BY rowid LIMIT ?"
     rows = connection.execute(query, (row, most)).fetchall()

@@ -96,6 +96,7 @@ class LayerRecord:
         inputs: Ids of the layers whose outputs it was seen to consume, empty where unknown.
         unseen: Why its output is not recorded ("no float output", "not selected", ...); None where it is.
         gradient_unseen: Why the gradient at its output is not recorded; None where it is.
+        autocast: Whether Keras casts what the layer is given to `compute_dtype`; some layers take it as it is.
     """
 
     id: str
@@ -109,6 +110,7 @@ class LayerRecord:
     inputs: tuple[str, ...] = ()
     unseen: str | None = None
     gradient_unseen: str | None = None
+    autocast: bool = True
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,8 @@ _SERIES = 512
 RECENT = 32
 #: Rows of a table that one look reads at most: a transaction that stays short never delays the writer's checkpoint.
 _ROWS_A_LOOK = 5000
+#: Rows of devices that are read once more: of one look at all of them, as many GPUs as a machine has.
+_ROWS_AGAIN = 16
 
 Signature = tuple[tuple[int, int, int] | None, ...]
 
@@ -97,6 +99,7 @@ class WorkerTail:
         self.devices: dict[str, DeviceInfo] = {}
         self.device_samples: dict[str, Thinned[DeviceSample]] = {}
         self.is_behind = False
+        self._device_samples_seen: deque[DeviceSample] = deque(maxlen=2 * _ROWS_AGAIN)
         self._rows: dict[type[Any], int] = {}
         self._sample = self._scalars = -1  # the last sample that was read, and whose scalars were
         self._signatures: list[Signature] = [(), ()]
@@ -146,10 +149,10 @@ class WorkerTail:
         self.layers |= {layer.id: layer for layer in layers}
         self.tensors += tensors
         changed = [bool(layers), bool(tensors), self._read_samples(connection)]
-        for record, series in ((LossScaleRecord, self.loss_scales), (StepTimeRecord, self.step_times)):
-            records = self._after(connection, record)
-            series.extend(records)  # type: ignore[attr-defined]  # a pair of one record each
-            changed.append(bool(records))
+        looks, stretches = self._after(connection, LossScaleRecord), self._after(connection, StepTimeRecord)
+        self.loss_scales.extend(looks)
+        self.step_times.extend(stretches)
+        changed += [bool(looks), bool(stretches)]
         notices = self._after(connection, NoticeRecord)
         self.notices.extend(notices)
         costs, _ = select_after(connection, CostRecord, FIRST_ROW)
@@ -176,11 +179,15 @@ class WorkerTail:
     def _read_devices(self, connection: sqlite3.Connection) -> bool:
         for device in (devices := self._after(connection, DeviceInfo)):
             self.devices[device.id] = device
-        # The writer thins its looks at the devices, and then gives row numbers once more.
-        self._rows[DeviceSample] = min(self._rows.get(DeviceSample, FIRST_ROW), last_row(connection, DeviceSample))
-        samples = self._after(connection, DeviceSample)
+        # The writer thins its looks at the devices, and then gives the last few row numbers once more.
+        last = min(self._rows.get(DeviceSample, FIRST_ROW), last_row(connection, DeviceSample))
+        self._rows[DeviceSample] = max(last - _ROWS_AGAIN, FIRST_ROW)
+        samples = [
+            sample for sample in self._after(connection, DeviceSample) if sample not in self._device_samples_seen
+        ]
         for sample in samples:
             self.device_samples.setdefault(sample.device, Thinned(_SERIES)).extend([sample])
+        self._device_samples_seen.extend(samples)
         return bool(devices or samples)
 
     def _after(self, connection: sqlite3.Connection, cls: type[Record]) -> tuple[Record, ...]:

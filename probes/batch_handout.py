@@ -140,12 +140,12 @@ class BatchKeeping:
         self._leaves_weights_out = False
         self._tell = tell
 
-    def keep(self, step: int, handout: BatchHandout, read_weights: Callable[[], list[Any]]) -> None:
+    def keep(self, step: int, handout: BatchHandout, read_weights: Callable[[], dict[str, Any]]) -> None:
         """Keep the batch that was handed out by `step`, as group "data"; a custom loop's keywords as "keywords".
 
-        The weights are kept beside it, as group "weights", as they are after the step: a fault of numbers shows at the
-        weights that training has reached, not at those that a model begins with. Where three such batches would not
-        fit into the limit, they are left out.
+        The weights are kept beside it by name, as group "weights", as they are after it, with the states of seeds:
+        a fault of numbers shows at the weights that training has reached, not at those that a model begins with. They
+        are left out where three such batches would not fit into the limit.
         """
         if self._writer is None:
             return
@@ -166,7 +166,7 @@ class BatchKeeping:
             self._writer = None
             self._tell(f"batches are not kept: {error}")
 
-    def _weights(self, read_weights: Callable[[], list[Any]], batch: dict[str, Any]) -> dict[str, Any]:
+    def _weights(self, read_weights: Callable[[], dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
         if self._leaves_weights_out:
             return {}
         weights = _as_arrays(read_weights())

@@ -352,8 +352,8 @@ class Session:
             return
         self._keep_sample(sampled, sampled.reading)
 
-    def _read_weights(self) -> list[Any]:
-        return [weight.value for weight in self._model.weights]
+    def _read_weights(self) -> dict[str, Any]:
+        return {name: variable.value for name, variable in keras_internals.state_variables(self._model)}
 
     def _flush(self, loss: Any = None) -> None:
         if self._pending is not None:

@@ -11,6 +11,7 @@ from precscope.errors import PrecScopeError
 from precscope.reports.live_findings import FindingsLog, LiveFinding
 from precscope.reports.live_gauges import Gauge, machine_gauges, training_gauges
 from precscope.reports.live_layers import LayerNow, LayerWatch
+from precscope.reports.live_pictures import LayerPictures, PictureBook
 from precscope.reports.run_view import cost_in_words, model_line
 from precscope.reports.text import duration, percent, printable
 
@@ -49,6 +50,7 @@ class LiveFrame:
         training: Loss, loss scale and skipped steps.
         machine: Step time, memory and power.
         layers: The worst layers at the last sample.
+        pictures: Where the values of the first of them lie, in the same order; None where that was not read.
         layers_total: How many layers are recorded.
         findings: What the rules found, worst first.
         notices: What the session had to say, warnings and worse, the latest first.
@@ -65,6 +67,7 @@ class LiveFrame:
     training: tuple[Gauge, ...] = ()
     machine: tuple[Gauge, ...] = ()
     layers: tuple[LayerNow, ...] = ()
+    pictures: tuple[LayerPictures | None, ...] = ()
     layers_total: int = 0
     findings: tuple[LiveFinding, ...] = ()
     notices: tuple[tuple[Severity, str], ...] = ()
@@ -90,7 +93,7 @@ class LiveSource:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         cpu_clock: Callable[[], float] = time.process_time,
-        layers: int = 100,
+        layers: int = 60,
     ) -> None:
         self._tail = tail
         self._clock = clock
@@ -135,15 +138,25 @@ class LiveSource:
     def _start_anew(self) -> None:
         self._watches: dict[str, LayerWatch] = {}
         self._log = FindingsLog(self._cpu_clock)
+        self._book = PictureBook(self._cpu_clock)
         self._layers: tuple[LayerNow, ...] = ()
+        self._training: tuple[Gauge, ...] = ()
+        self._machine: tuple[Gauge, ...] = ()
 
     def _take(self, changed: bool) -> None:
-        for worker in self._tail.workers if changed else ():
+        record, workers = self._tail.record, self._tail.workers
+        if changed and record is not None and workers:
+            self._training = training_gauges(workers[0], record.model.get("loss_scaling"))
+            self._machine = machine_gauges(workers)
+        for worker in workers if changed else ():
             self._watches.setdefault(worker.path.name, LayerWatch()).take(worker)
         if any(worker.fresh for worker in self._tail.workers):
             self._layers = self._worst_layers()
+        now_s, is_last = self._clock(), self.has_ended
         try:
-            self._log.look(self._tail, self._clock(), is_last=self.has_ended)
+            self._book.look(self._tail, [layer.id for layer in self._layers], now_s, is_last)
+            trouble = next((layer.id for layer in self._layers[:1] if layer.severity == "error"), None)
+            self._log.look(self._tail, now_s, is_last, trouble)
         except PrecScopeError as error:
             self._problem = printable(" ".join(str(error).split()))
 
@@ -152,7 +165,7 @@ class LiveSource:
         rows = [row for watch in self._watches.values() for row in watch.rows(self._most_layers)]
         worst: dict[str, LayerNow] = {}
         for row in sorted(rows, key=lambda row: row.rank):
-            worst.setdefault(row.name, row)
+            worst.setdefault(row.id, row)
         return tuple(worst.values())[: self._most_layers]
 
     def _frame(self) -> LiveFrame:
@@ -165,13 +178,14 @@ class LiveSource:
         return LiveFrame(
             name=printable(tail.path.name),
             state=status,
-            state_text=f"{_STATES[status]} {duration(took_s)}",
+            state_text=f"{_STATES[status]} {_whole(took_s)}",
             problem=self._problem or error,
             model=model_line(record.model),
             step=_newest_step(main),
-            training=() if main is None else training_gauges(main, record.model.get("loss_scaling")),
-            machine=machine_gauges(tail.workers),
+            training=self._training,
+            machine=self._machine,
             layers=self._layers,
+            pictures=tuple(self._book.of(layer.id) for layer in self._layers),
             layers_total=max((watch.layers for watch in self._watches.values()), default=0),
             findings=self._log.findings(),
             notices=_notices(tail.workers),
@@ -200,8 +214,13 @@ class LiveSource:
             return ", ".join(part for part in ("no step sampled yet", rule) if part)
         ago = ""
         if self._tail.status == "running":
-            ago = f" {duration(max(self._wall_clock() - last.time_unix_s, 0.0))} ago"
-        parts = [counted(worker.samples.seen, "sample"), rule, f"the last at step {last.step:,}{ago}"]
+            age_s = self._wall_clock() - last.time_unix_s
+            ago = " just now" if age_s < 1 else f" {_whole(age_s)} ago"
+        parts = [
+            counted(worker.samples.seen, "sample"),
+            rule,
+            f"the last at step {last.step:,}" + (f",{ago}" if ago else ""),
+        ]
         return ", ".join(part for part in parts if part)
 
     def _cost(self, worker: WorkerTail, took_s: float) -> str:
@@ -210,6 +229,11 @@ class LiveSource:
             return ""
         of_run = f", {percent(cost.share)} of the run" if cost.share is not None else ""
         return f"{cost.total}{of_run}: {', '.join(cost.parts)}"
+
+
+def _whole(seconds: float) -> str:
+    """Return a duration in whole seconds: a frame that says the same need not be drawn again."""
+    return duration(int(seconds)) if seconds >= 1 else "0 s"
 
 
 def _newest_step(worker: WorkerTail | None) -> int | None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from precscope.reports.names import fit_names
 from precscope.reports.palette import BOLD, FAINT, SEVERITIES
 from precscope.reports.reference_view import worst_first
 from precscope.reports.terminal_lines import heading, note
@@ -58,7 +59,7 @@ def _table(rows: list[ReferenceRow], width: int) -> Iterator[Text]:
         (f"{'layer':<{name}}  {'tensor':<{_TENSOR}}", FAINT),
         *((f" {head:>{_NUMBER}}", FAINT) for head in _HEADS[:columns]),
     )
-    for row in rows:
+    for row, short in zip(rows, fit_names([row.name for row in rows], name), strict=True):
         numbers = (
             significant(row.own_relative_error),
             percent(row.own_flushed_share),
@@ -69,7 +70,7 @@ def _table(rows: list[ReferenceRow], width: int) -> Iterator[Text]:
         )
         style = FAINT if row.is_negligible else ""
         line = Text.assemble(
-            (f"{shorten(row.name, name):<{name}}", style or BOLD),
+            (f"{short:<{name}}", style or BOLD),
             (f"  {shorten(row.tensor, _TENSOR):<{_TENSOR}}", style),
             *((f" {number:>{_NUMBER}}", style) for number in numbers[:columns]),
         )
