@@ -88,9 +88,9 @@ class Worker:
     devices: tuple[DeviceInfo, ...]
     device_samples: tuple[DeviceSample, ...]
     results: dict[str, list[float]]
-    reference_steps: tuple[ReferenceStepRecord, ...]
-    reference: tuple[ReferenceRecord, ...]
-    origins: tuple[OriginRecord, ...]
+    reference_steps: tuple[ReferenceStepRecord, ...] = ()
+    reference: tuple[ReferenceRecord, ...] = ()
+    origins: tuple[OriginRecord, ...] = ()
     first_sample: int = 0
 
     def scalars(self) -> NDArray[np.void]:
