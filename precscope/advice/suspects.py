@@ -27,9 +27,9 @@ def further_layers(evidence: Evidence, findings: Sequence[Finding]) -> tuple[str
     """Return the other 16-bit layers in the order in which a set that does not suffice grows.
 
     First the layers that any finding names, whatever it advises and however mild; then the neighbours of all these, for
-    what leaves the range of a layer hurts those that read it; then by each layer's own
-    error, where one was taken; then the model's outputs, and the rest from the loss backwards, where gradients overflow
-    first. Layers that own others come last: a pin on them covers all these.
+    what leaves the range of a layer hurts those that read it; then by each layer's own error, where a reference step
+    measured it; then the model's outputs, and the rest from the loss backwards, where gradients overflow first. Layers
+    that own others come last: a pin on them covers all these.
     """
     suspects = suspected_layers(findings)
     named = [name for finding in findings for name in (finding.layer, *finding.consumers) if name is not None]
