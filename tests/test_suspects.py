@@ -50,7 +50,7 @@ def own(layer_id, error):
         None,
         10,
         0,
-        overflowed,
+        0,
         0,
         error,
     )
