@@ -71,6 +71,6 @@ def test_suspects_are_left_out_and_their_neighbours_come_first(tmp_path):
 
 
 def test_what_a_reference_step_measured_goes_before_the_position(tmp_path):
-    reference = (own("second", 1e-4), own("first", 4e-4), own("block/inside", 2e-4), own("head", 0.9))
+    reference = (own("second", 1e-4), own("first", 4e-4), own("block/inside", 2e-4))
     run = replace(run_of(tmp_path / "run"), reference=reference)
     assert order(run) == ((), ("first", "block/inside", "second", "third", "block"))
