@@ -104,7 +104,7 @@ class Case:
             times.append(time.perf_counter() - start)
         return times
 
-    def unsampled(self, steps: int, turns: int = 7) -> dict[str, Any]:
+    def unsampled(self, steps: int, turns: int) -> dict[str, Any]:
         """Train without PrecScope and under a session whose samples never come due, in turns."""
         import precscope
 
@@ -162,7 +162,7 @@ def known(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def measure(
-    name: str, policy: str, selections: Sequence[str], small: bool, total_steps: int
+    name: str, policy: str, selections: Sequence[str], small: bool, total_steps: int, turns: int
 ) -> Iterator[dict[str, Any]]:
     """Run one case and yield one record of it for each selection of layers."""
     import keras
@@ -184,8 +184,9 @@ def measure(
         "plain_peak_bytes": case.peak_bytes(),
     }
     print(json.dumps(record), flush=True)
-    record |= case.unsampled(max(total_steps // 8, 20))
-    print(json.dumps(record), flush=True)
+    if turns:
+        record |= case.unsampled(max(total_steps // 8, 20), turns)
+        print(json.dumps(record), flush=True)
     for selection in selections:
         yield record | {"layers": selection} | case.profiled(total_steps, SELECTIONS[selection])
 
@@ -224,6 +225,7 @@ def table(records: list[dict[str, Any]]) -> str:
 @click.option("--policy", type=click.Choice(POLICIES), default="mixed_float16", show_default=True)
 @click.option("--layers", type=click.Choice(list(SELECTIONS)), multiple=True, default=["all"], show_default=True)
 @click.option("--total-steps", default=2000, show_default=True, help="Steps of the whole training.")
+@click.option("--turns", default=7, show_default=True, help="Turns that time unsampled steps; 0 leaves them out.")
 @click.option("--small", is_flag=True, help="Small inputs, to try the script on a CPU.")
 @click.option("--out", type=click.Path(path_type=Path), help="Append the record to this file of JSON lines.")
 @click.option("--table", "table_of", type=click.Path(path_type=Path, exists=True), help="Print this file as a table.")
@@ -232,6 +234,7 @@ def main(
     policy: str,
     layers: tuple[str, ...],
     total_steps: int,
+    turns: int,
     small: bool,
     out: Path | None,
     table_of: Path | None,
@@ -240,7 +243,7 @@ def main(
     if table_of is not None:
         print(table([json.loads(line) for line in table_of.read_text().splitlines() if line.strip()]))
         return
-    for record in measure(case, policy, layers, small, total_steps):
+    for record in measure(case, policy, layers, small, total_steps, turns):
         print(json.dumps(record), flush=True)
         if out is not None:
             with out.open("a") as file:

@@ -8,11 +8,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from precscope.errors import OptionsError, PrecScopeError, RunDirectoryError, SessionError
+from precscope.errors import OptionsError, PolicyError, PrecScopeError, RunDirectoryError, SessionError
 
 if TYPE_CHECKING:
     from precscope.options import Options
+    from precscope.probes.apply_policy import apply_policy
     from precscope.probes.legacy import legacy_hints
+    from precscope.probes.policy_scope import policy_scope
     from precscope.probes.session import Session, profile
     from precscope.reader import Run, open_run
 
@@ -21,14 +23,17 @@ __version__ = "0.1.0"
 __all__ = [
     "Options",
     "OptionsError",
+    "PolicyError",
     "PrecScopeError",
     "Run",
     "RunDirectoryError",
     "Session",
     "SessionError",
     "__version__",
+    "apply_policy",
     "legacy_hints",
     "open_run",
+    "policy_scope",
     "profile",
 ]
 
@@ -36,8 +41,10 @@ _HOMES = {
     "Options": "precscope.options",
     "Run": "precscope.reader",
     "Session": "precscope.probes.session",
+    "apply_policy": "precscope.probes.apply_policy",
     "legacy_hints": "precscope.probes.legacy",
     "open_run": "precscope.reader",
+    "policy_scope": "precscope.probes.policy_scope",
     "profile": "precscope.probes.session",
 }
 

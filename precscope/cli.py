@@ -19,7 +19,20 @@ if TYPE_CHECKING:
 __all__ = ["COMMANDS", "main", "run"]
 
 #: Names of the subcommands in the order of `precscope --help`: module and click command are named alike.
-COMMANDS = ("report", "whatif", "compare", "bench", "lint", "demo")
+COMMANDS = (
+    "report",
+    "live",
+    "check",
+    "verify",
+    "policy",
+    "whatif",
+    "compare",
+    "export",
+    "bench",
+    "lint",
+    "replay",
+    "demo",
+)
 
 _INTERRUPTED = 130  # as a shell reports a process that SIGINT ended
 _BROKEN_PIPE = 141  # and SIGPIPE

@@ -37,14 +37,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 __all__ = [
+    "FIRST_ROW",
     "SCHEMA_VERSION",
     "close_database",
     "columns_of",
     "create_database",
     "insert",
     "insert_row",
+    "last_row",
     "open_database",
     "select",
+    "select_after",
     "select_results",
     "to_row",
     "transaction",
@@ -146,6 +149,9 @@ _JSON_COLUMNS = ("inputs", "shape", "shared_with", "throttle_reasons", "bad_weig
 _FLAG_COLUMNS = ("tensor_core", "cast", "autocast", "applied", "data_finite", "compiled")
 #: How long either side waits for the other where the file system allows no WAL.
 _BUSY_S = 10.0
+
+#: Where `select_after` begins: before all rows, tensor 0 included.
+FIRST_ROW = -1
 
 Record = TypeVar("Record")
 
@@ -309,15 +315,41 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
 
 def select(connection: sqlite3.Connection, cls: type[Record]) -> tuple[Record, ...]:
     """Return all records of `cls`, in the order in which they were written."""
+    return select_after(connection, cls, FIRST_ROW)[0]
+
+
+def select_after(
+    connection: sqlite3.Connection, cls: type[Record], row: int, most: int = -1
+) -> tuple[tuple[Record, ...], int]:
+    """Return the records of `cls` that were written after row number `row`, and the number of the last of them.
+
+    Args:
+        connection: What `open_database` gave.
+        cls: A record that has a table.
+        row: What this function returned last; `FIRST_ROW` to begin.
+        most: How many records to return, the oldest first; negative for all.
+    """
     if not _has(connection, _TABLES[cls]):
-        return ()
+        return (), row
     known = columns_of(connection, _TABLES[cls])
     items = fields(cls)  # type: ignore[arg-type]  # every record is a dataclass
     # A column with a default may be newer than the run.
     names = [item.name for item in items if item.name in known or item.default is MISSING]
     columns = ", ".join(f'"{name}"' for name in names)
-    rows = connection.execute(f"SELECT {columns} FROM {_TABLES[cls]} ORDER BY rowid")
-    return tuple(cls(**{name: _from_sql(name, value) for name, value in zip(names, row, strict=True)}) for row in rows)
+    query = f"SELECT rowid, {columns} FROM {_TABLES[cls]} WHERE rowid > ? ORDER BY rowid LIMIT ?"
+    rows = connection.execute(query, (row, most)).fetchall()
+    records = tuple(
+        cls(**{name: _from_sql(name, value) for name, value in zip(names, values, strict=True)}) for _, *values in rows
+    )
+    return records, rows[-1][0] if rows else row
+
+
+def last_row(connection: sqlite3.Connection, cls: type[Any]) -> int:
+    """Return the highest row number of the table of `cls`; `FIRST_ROW` where it is empty or missing."""
+    if not _has(connection, _TABLES[cls]):
+        return FIRST_ROW
+    (row,) = connection.execute(f"SELECT max(rowid) FROM {_TABLES[cls]}").fetchone()
+    return FIRST_ROW if row is None else int(row)
 
 
 def select_results(connection: sqlite3.Connection) -> dict[str, list[float]]:

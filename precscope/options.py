@@ -14,10 +14,9 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from precscope.errors import OptionsError
 from precscope.suggest import did_you_mean
+from precscope.yaml_mapping import read_mapping
 
 __all__ = ["Options", "resolve_options"]
 
@@ -118,6 +117,7 @@ class Options:
         reference: Take reference steps in float32: at the start, once the loss scale has settled, and at the end.
         reference_budget: Share of the training time that reference steps may cost; those at the start, once settled and
             at the end are taken in any case.
+        live: Show the run while it is written, in lines at the bottom of this terminal.
 
     Raises:
         OptionsError: A value is none that the option can take.
@@ -140,6 +140,7 @@ class Options:
     keep_batches_mib: float = _option(0.0, _size)
     reference: bool = _option(False, _flag)
     reference_budget: float = _option(0.01, _share)
+    live: bool = _option(False, _flag)
 
     def __post_init__(self) -> None:
         for item in fields(self):
@@ -175,7 +176,7 @@ def resolve_options(source: Options | Mapping[str, Any] | str | Path | None = No
         _check_names(keywords, "the keywords")
         return replace(source, **keywords)
     if isinstance(source, (str, Path)):
-        origin, given = f"{str(source)!r}", _read_yaml(Path(source))
+        origin, given = f"{str(source)!r}", read_mapping(Path(source), "options")
     elif source is None or isinstance(source, Mapping):
         origin, given = "the mapping", dict(source or {})
     else:
@@ -193,20 +194,3 @@ def _check_names(given: Mapping[Any, Any], origin: str) -> None:
         if name not in known:
             hint = did_you_mean(str(name), known)
             raise OptionsError(f"Unknown option {name!r} in {origin}.{hint} The options are: {', '.join(known)}.")
-
-
-def _read_yaml(path: Path) -> dict[Any, Any]:
-    """Return the mapping in the YAML file `path`; an empty file gives no options."""
-    try:
-        content = yaml.safe_load(path.expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionsError(f"The options file {str(path)!r} cannot be read: {error}. Give a YAML text file.") from error
-    except yaml.YAMLError as error:
-        problem = " ".join(str(error).split())
-        raise OptionsError(f"The options file {str(path)!r} is not valid YAML: {problem}.") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        kind = type(content).__name__
-        raise OptionsError(f"The options file {str(path)!r} must hold 'name: value' lines; its top level is a {kind}.")
-    return content

@@ -22,6 +22,7 @@ from precscope.rundir import find_run_directory, worker_file, worker_files
 from precscope.spread import Spread, spread_of
 from precscope.statistics import HISTOGRAM_BINS, TensorStatistics
 from precscope.suggest import did_you_mean
+from precscope.verification import Verification, read_verification
 from precscope.worker import Worker, read_worker
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
     from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
     from precscope.reports.figures import Figures
 
-__all__ = ["Run", "open_run"]
+__all__ = ["Run", "merge_workers", "open_run"]
 
 _SCALARS = SCALAR_DTYPE.names or ()
 _COUNTS = [
@@ -78,9 +79,9 @@ class Run:
         devices: The devices of the process, GPUs or else the host.
         device_samples: Their state, in the order of time.
         results: Metrics at the end of each epoch, by name, as Keras' history has them; empty without one.
-        origins: Where values turned infinite or NaN, in the order in which that was found; empty where none did.
         reference_steps: Reference steps in float32, in the order of time; none unless `reference` was set.
         reference: What each measured, tensor by tensor.
+        origins: Where values turned infinite or NaN, in the order in which that was found; empty where none did.
     """
 
     path: Path
@@ -98,9 +99,9 @@ class Run:
     devices: tuple[DeviceInfo, ...]
     device_samples: tuple[DeviceSample, ...]
     results: dict[str, list[float]]
-    origins: tuple[OriginRecord, ...]
     reference_steps: tuple[ReferenceStepRecord, ...]
     reference: tuple[ReferenceRecord, ...]
+    origins: tuple[OriginRecord, ...]
     _workers: tuple[_PlacedWorker, ...]
 
     def __repr__(self) -> str:
@@ -113,6 +114,15 @@ class Run:
         if self.record.status == "running" and self.process_alive is False:
             return "killed"
         return self.record.status
+
+    @cached_property
+    def verification(self) -> Verification | None:
+        """What `precscope verify` showed by replaying batches; None where it has not run.
+
+        Raises:
+            RunDirectoryError: It is damaged, or was written by a newer PrecScope.
+        """
+        return read_verification(self.path)
 
     @cached_property
     def scalars(self) -> NDArray[np.void]:
@@ -272,11 +282,11 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     files = worker_files(directory)
     if not files and record.status != "running":
         raise damaged(worker_file(directory, 0), "is missing")
-    return _merge(directory, record, alive, [read_worker(file) for file in files])
+    return merge_workers(directory, record, alive, [read_worker(file) for file in files])
 
 
-def _merge(directory: Path, record: RunRecord, alive: bool | None, workers: Sequence[Worker]) -> Run:
-    """Put the workers' records together: layers by id, tensors by layer, kind and name."""
+def merge_workers(directory: Path, record: RunRecord, alive: bool | None, workers: Sequence[Worker]) -> Run:
+    """Return the run of which these are the workers: layers by id, tensors by layer, kind and name."""
     layers: dict[str, LayerRecord] = {}
     tensors: dict[Hashable, TensorRecord] = {}
     samples: list[SampleRecord] = []
@@ -289,7 +299,7 @@ def _merge(directory: Path, record: RunRecord, alive: bool | None, workers: Sequ
             tensors.setdefault(key, replace(tensor, index=len(tensors)))
         columns = np.array([tensors[key].index for key in keys], np.intp)
         placed.append(_PlacedWorker(worker, range(len(samples), len(samples) + len(worker.samples)), columns))
-        samples += [replace(sample, index=len(samples) + sample.index) for sample in worker.samples]
+        samples += [replace(sample, index=index) for index, sample in enumerate(worker.samples, start=len(samples))]
     return Run(
         path=directory,
         record=record,
@@ -306,9 +316,9 @@ def _merge(directory: Path, record: RunRecord, alive: bool | None, workers: Sequ
         devices=tuple({item.id: item for worker in workers for item in worker.devices}.values()),
         device_samples=tuple(item for worker in workers for item in worker.device_samples),
         results=next((worker.results for worker in workers if worker.results), {}),
-        origins=tuple(origin for worker in workers for origin in worker.origins),
         reference_steps=tuple(item for worker in workers for item in worker.reference_steps),
         reference=tuple(item for worker in workers for item in worker.reference),
+        origins=tuple(origin for worker in workers for origin in worker.origins),
         _workers=tuple(placed),
     )
 

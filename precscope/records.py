@@ -232,8 +232,8 @@ class CostRecord:
             included), "step" (a probed step beyond a plain one), "read", "write", "poll", "dense" (all of that for
             steps sampled one after the other because values had turned non-finite), "tripwire" (the host's time for
             it, replays included), "profiler" (the profiled window beyond its plain steps, its trace parsed and
-            written), "device" (the thread that samples devices), "reference" (reference steps) or
-            "reference_compile" (tracing them, with their first run).
+            written), "device" (the thread that samples devices), "reference" (reference steps) or "reference_compile"
+            (tracing them, with their first run).
         count: How many times.
         time_ns: Total time; of "step", the estimate described in docs/overhead.md, of "device" CPU time of its thread.
     """

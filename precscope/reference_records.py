@@ -35,7 +35,7 @@ class ReferenceStepRecord:
         random: How random numbers were held equal, or why they are not.
         compiled: Whether XLA compiled the two passes. Not compiled, they round where the policy says so, and XLA may
             keep more digits in the training.
-        time_ns: What it cost, tracing not counted.
+        time_ns: What it cost, tracing not counted; the first one takes longer, for TensorFlow optimizes the two graphs.
         left_out: Layers that could not be run in float32, as "layer: reason". They, and what depends on them, have a
             reference that is less than float32.
     """

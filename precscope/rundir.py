@@ -17,6 +17,7 @@ __all__ = [
     "create_run_directory",
     "delete_run_files",
     "find_run_directory",
+    "local_path",
     "worker_file",
     "worker_files",
 ]
@@ -25,7 +26,7 @@ __all__ = [
 KEPT_FOLDER = "kept"
 
 #: Every file that PrecScope writes into a run directory, and so may delete from it.
-_OWN_FILE = re.compile(r"worker-\d+\.sqlite(\.part)?(-wal|-shm|-journal)?|run\.yaml(\.part)?")
+_OWN_FILE = re.compile(r"worker-\d+\.sqlite(\.part)?(-wal|-shm|-journal)?|(run|verification|policy)\.yaml(\.part)?")
 _OWN_KEPT_FILE = re.compile(r"step-\d+\.npz(\.part)?")  # in the folder of kept batches
 _WORKER_FILE = re.compile(r"worker-(\d+)\.sqlite")
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: pathlib folds the second; one letter is a Windows drive
@@ -41,7 +42,7 @@ def create_run_directory(path: str | os.PathLike[str], overwrite: bool = False) 
     Raises:
         RunDirectoryError: `path` is a URL or a file, holds something, cannot be written, or its disk is full.
     """
-    directory = _local_path(path)
+    directory = local_path(path)
     try:
         directory.mkdir(parents=True, exist_ok=True)
         if any(directory.iterdir()):
@@ -78,7 +79,7 @@ def find_run_directory(path: str | os.PathLike[str]) -> Path:
     Raises:
         RunDirectoryError: There is nothing at `path`, or something else.
     """
-    directory = _local_path(path)
+    directory = local_path(path)
     if not directory.exists():
         raise RunDirectoryError(f"There is no run directory at '{directory}': nothing exists there. Check the path.")
     if not directory.is_dir():
@@ -106,7 +107,12 @@ def worker_files(directory: Path) -> list[Path]:
     return [numbered[number] for number in sorted(numbered)]
 
 
-def _local_path(path: str | os.PathLike[str]) -> Path:
+def local_path(path: str | os.PathLike[str]) -> Path:
+    """Return `path`, "~" expanded.
+
+    Raises:
+        RunDirectoryError: It is no path, or a URL.
+    """
     try:
         text = os.fspath(path)
         if not isinstance(text, str) or not text or "\0" in text:

@@ -40,7 +40,7 @@ __all__ = [
 #: Of a tensor with more than HISTOGRAM_LIMIT elements the histogram looks at evenly spaced blocks of BLOCK elements
 #: (every k-th, `histogram_stride` gives k): it is *sampled* there, all other counts are exact, and `histogram_count`
 #: tells how many elements it looked at.
-HISTOGRAM_LIMIT, BLOCK = 2**18, 128
+HISTOGRAM_LIMIT, BLOCK = 2**16, 128
 EXPONENT_MIN, EXPONENT_MAX = -46, 17
 HISTOGRAM_BINS = EXPONENT_MAX - EXPONENT_MIN + 1
 BIN_EXPONENTS: tuple[int, ...] = tuple(range(EXPONENT_MIN, EXPONENT_MAX + 1))

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     Decode = Callable[[bytes], NDArray[Any]]
     Columns = slice | NDArray[np.int32]
 
-__all__ = ["Worker", "read_worker"]
+__all__ = ["Worker", "read_worker", "samples_after", "scalars_after"]
 
 _LAST_TOTALS = """
 SELECT "index", histogram_totals FROM samples WHERE "index" < ? AND histogram_totals IS NOT NULL
@@ -69,9 +69,10 @@ class Worker:
         devices: In the order of writing.
         device_samples: In the order of time.
         results: Metrics at the end of each epoch, by name.
-        origins: Where values turned non-finite, in the order of finding.
         reference_steps: In the order of writing.
         reference: What they measured, in the order of writing.
+        origins: Where values turned non-finite, in the order of finding.
+        first_sample: Number of the first of `samples` in the file: above 0 where only the last ones are looked at.
     """
 
     path: Path
@@ -87,9 +88,10 @@ class Worker:
     devices: tuple[DeviceInfo, ...]
     device_samples: tuple[DeviceSample, ...]
     results: dict[str, list[float]]
-    origins: tuple[OriginRecord, ...]
-    reference_steps: tuple[ReferenceStepRecord, ...]
-    reference: tuple[ReferenceRecord, ...]
+    reference_steps: tuple[ReferenceStepRecord, ...] = ()
+    reference: tuple[ReferenceRecord, ...] = ()
+    origins: tuple[OriginRecord, ...] = ()
+    first_sample: int = 0
 
     def scalars(self) -> NDArray[np.void]:
         """Return SCALAR_DTYPE [samples, tensors]; all zero where a tensor was not recorded in a sample."""
@@ -112,9 +114,9 @@ class Worker:
         counted = 0
         with open_database(self.path) as connection:
             stored = connection.execute(_LAST_TOTALS, (len(self.samples),)).fetchone()
-        if stored is not None:
+        if stored is not None and not self.first_sample:
             counted = stored[0] + 1
-            array = self._decode(decode_histograms, stored[1])
+            array = _decode(self.path, decode_histograms, stored[1])
             totals[: len(array)] = array
         self._add_histograms(totals, range(counted, len(self.samples)))
         return totals
@@ -127,21 +129,12 @@ class Worker:
         """Give the number of each sample, the tensors that it holds and their array."""
         query = f'SELECT tensor_indices, {column} FROM samples WHERE "index" BETWEEN ? AND ? ORDER BY "index"'
         left = iter(samples)
+        bounds = (self.first_sample + samples.start, self.first_sample + samples.stop - 1)
         with open_database(self.path) as connection:
-            for indices, blob in connection.execute(query, (samples.start, samples.stop - 1)):
-                array = self._decode(decode, blob)
-                if len(array) > len(self.tensors):
-                    raise damaged(self.path, f"has a sample with {len(array)} of {len(self.tensors)} tensors")
-                columns = slice(len(array)) if indices is None else self._decode(decode_indices, indices)
-                yield next(left), columns, array
+            for indices, blob in connection.execute(query, bounds):
+                yield next(left), *_decoded(self.path, decode, indices, blob, len(self.tensors))
         if next(left, None) is not None:
             raise RunDirectoryError(f"'{self.path}' was replaced while it was read. Open the run again.")
-
-    def _decode(self, decode: Decode, blob: bytes) -> NDArray[Any]:
-        try:
-            return decode(blob)
-        except (ValueError, TypeError) as error:  # TypeError: NULL, from a page of zeros
-            raise damaged(self.path, f"cannot be read ({error})") from error
 
 
 def read_worker(path: Path) -> Worker:
@@ -155,7 +148,7 @@ def read_worker(path: Path) -> Worker:
             path,
             select(connection, LayerRecord),
             select(connection, TensorRecord),
-            _samples(connection),
+            samples_after(connection, -1),
             select(connection, LossScaleRecord),
             select(connection, NoticeRecord),
             select(connection, CostRecord),
@@ -165,18 +158,50 @@ def read_worker(path: Path) -> Worker:
             select(connection, DeviceInfo),
             select(connection, DeviceSample),
             select_results(connection),
-            select(connection, OriginRecord),
             select(connection, ReferenceStepRecord),
             select(connection, ReferenceRecord),
+            select(connection, OriginRecord),
         )
 
 
-def _samples(connection: sqlite3.Connection) -> tuple[SampleRecord, ...]:
+def samples_after(connection: sqlite3.Connection, index: int, most: int = -1) -> tuple[SampleRecord, ...]:
+    """Return the samples whose number is above `index`, at most `most` of them (negative for all), the oldest first."""
     known = columns_of(connection, "samples")
     names = [item.name for item in fields(SampleRecord) if item.name in known or item.default is MISSING]
     columns = ", ".join(f'"{name}"' for name in [*names, "loss_is_nan"])
-    rows = connection.execute(f'SELECT {columns} FROM samples ORDER BY "index"')
+    query = f'SELECT {columns} FROM samples WHERE "index" > ? ORDER BY "index" LIMIT ?'
+    rows = connection.execute(query, (index, most))
     return tuple(_sample(dict(zip(names, row, strict=False)), bool(row[-1])) for row in rows)
+
+
+def scalars_after(
+    connection: sqlite3.Connection, path: Path, index: int, tensors: int
+) -> Iterator[tuple[int, Columns, NDArray[np.void]]]:
+    """Give, for each sample whose number is above `index`, its number, which of `tensors` it holds, and their scalars.
+
+    Raises:
+        RunDirectoryError: The file `path` is damaged.
+    """
+    query = 'SELECT "index", tensor_indices, scalars FROM samples WHERE "index" > ? ORDER BY "index"'
+    for number, indices, blob in connection.execute(query, (index,)):
+        yield number, *_decoded(path, decode_scalars, indices, blob, tensors)
+
+
+def _decoded(
+    path: Path, decode: Decode, indices: bytes | None, blob: bytes, tensors: int
+) -> tuple[Columns, NDArray[Any]]:
+    """Return which of `tensors` a sample holds, and their array."""
+    array = _decode(path, decode, blob)
+    if len(array) > tensors:
+        raise damaged(path, f"has a sample with {len(array)} of {tensors} tensors")
+    return slice(len(array)) if indices is None else _decode(path, decode_indices, indices), array
+
+
+def _decode(path: Path, decode: Decode, blob: bytes) -> NDArray[Any]:
+    try:
+        return decode(blob)
+    except (ValueError, TypeError) as error:  # TypeError: NULL, from a page of zeros
+        raise damaged(path, f"cannot be read ({error})") from error
 
 
 def _sample(values: dict[str, Any], loss_is_nan: bool) -> SampleRecord:

@@ -126,6 +126,7 @@ class RunWriter:
         scalars: NDArray[np.void],
         histograms: NDArray[np.uint64],
         tensor_indices: ArrayLike | None = None,
+        costs: Iterable[CostRecord] = (),
     ) -> None:
         """Add a sample; its `index` is not used, the reader numbers samples in the order of writing.
 
@@ -134,6 +135,7 @@ class RunWriter:
             scalars: SCALAR_DTYPE [tensors].
             histograms: uint64 [tensors, HISTOGRAM_BINS].
             tensor_indices: Which tensors these are, ascending; None for all tensors so far.
+            costs: What PrecScope cost so far, as for `set_costs`, for those who read meanwhile.
 
         Raises:
             ValueError: The arrays have another shape or dtype, or the tensors are unknown.
@@ -155,6 +157,7 @@ class RunWriter:
         }
         with self._writing() as connection:
             insert_row(connection, "samples", row)
+            insert(connection, costs)
         self._totals = totals
         self._samples += 1
 

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Batch", "BatchHandout", "BatchKeeping"]
 
+_LEAST_WITH_WEIGHTS = 3  # of fewer batches too little is seen
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -134,10 +136,17 @@ class BatchKeeping:
 
     def __init__(self, directory: Path, limit_mib: float, tell: Callable[[str], None]) -> None:
         self._writer: KeptBatchWriter | None = KeptBatchWriter(directory, int(limit_mib * 2**20))
+        self._limit_mib = limit_mib
+        self._leaves_weights_out = False
         self._tell = tell
 
-    def keep(self, step: int, handout: BatchHandout) -> None:
-        """Keep the batch that was handed out by `step`, as group "data"; a custom loop's keywords as "keywords"."""
+    def keep(self, step: int, handout: BatchHandout, read_weights: Callable[[], dict[str, Any]]) -> None:
+        """Keep the batch that was handed out by `step`, as group "data"; a custom loop's keywords as "keywords".
+
+        The weights are kept beside it by name, as group "weights", as they are after it, with the states of seeds:
+        a fault of numbers shows at the weights that training has reached, not at those that a model begins with. They
+        are left out where three such batches would not fit into the limit.
+        """
         if self._writer is None:
             return
         try:
@@ -151,10 +160,27 @@ class BatchKeeping:
             groups = {"data": _as_arrays(data)}
             if batch.kwargs:
                 groups["keywords"] = _as_arrays(batch.kwargs)
+            groups |= self._weights(read_weights, groups)
             self._writer.keep(step, **groups)
         except RunDirectoryError as error:
             self._writer = None
             self._tell(f"batches are not kept: {error}")
+
+    def _weights(self, read_weights: Callable[[], dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
+        if self._leaves_weights_out:
+            return {}
+        weights = _as_arrays(read_weights())
+        sizes_mib = [
+            sum(getattr(leaf, "nbytes", 0) for leaf in tf.nest.flatten(tree)) / 2**20 for tree in (batch, weights)
+        ]
+        if (needed_mib := _LEAST_WITH_WEIGHTS * sum(sizes_mib)) <= self._limit_mib:
+            return {"weights": weights}
+        self._leaves_weights_out = True
+        self._tell(
+            f"batches are kept without the weights of their step, {sizes_mib[1]:.3g} MiB a batch: raise "
+            f"keep_batches_mib to {needed_mib:.3g} for them. Without, a replay takes the weights that the model has."
+        )
+        return {}
 
 
 def _as_arrays(tree: Any) -> Any:

@@ -76,8 +76,10 @@ class Keeper:
         """Describe the model's layers, before anything ran."""
         self.write(lambda writer: writer.add_layers(self._records.layers()))
 
-    def keep_sample(self, sampled: SampledStep, reading: Reading, loss: float | None = None) -> None:
-        """Write one sample; `loss` stands in where the step's own was not seen."""
+    def keep_sample(
+        self, sampled: SampledStep, reading: Reading, costs: tuple[CostRecord, ...], loss: float | None = None
+    ) -> None:
+        """Write one sample and the costs so far; `loss` stands in where the step's own was not seen."""
         indices = self._tensor_indices(reading)
         applied = _was_applied(reading)
         scalars = reading.scalars
@@ -101,7 +103,7 @@ class Keeper:
         complete = len(indices) == len(self._indices)
         self.write(
             lambda writer: writer.add_sample(
-                sample, scalars[order], reading.histograms[order], None if complete else indices[order]
+                sample, scalars[order], reading.histograms[order], None if complete else indices[order], costs
             )
         )
         self._samples += 1

@@ -21,6 +21,8 @@ from tensorflow.python.ops.control_flow_v2_func_graphs import (
 )
 from tensorflow.python.util import tf_stack
 
+from precscope.policy import MODEL
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -61,7 +63,7 @@ __all__ = [
 ]
 
 #: Id of the model itself, for variables that no layer owns.
-MODEL_ID = "(model)"
+MODEL_ID = MODEL
 _BOOKKEEPING = ("_layers", "_metrics", "_tracker", "_parent", "_loss_tracker", "optimizer")
 _CONTROL_FLOW = (WhileBodyFuncGraph, WhileCondFuncGraph, CondBranchFuncGraph)
 
@@ -172,8 +174,11 @@ def set_own_policy(layer: Any, policy: Any) -> Callable[[], None]:
 def refresh_dtype_cache(layer: Any) -> Callable[[], None]:
     """Bring what a layer keeps in its compute dtype to the present policy; return a function that undoes it.
 
-    Among Keras' layers that is Normalization alone, which keeps mean and variance as constants.
+    Normalization keeps mean and variance as constants. A Sequential or functional model inside another casts its input
+    to the dtype of its first symbolic tensor, which is that of the layer before it when it was built.
     """
+    if has_named_layers(layer) and layer.compute_dtype == "float32":
+        return _widen_inputs(layer)
     if not isinstance(layer, keras.layers.Normalization) or getattr(layer, "mean", None) is None:
         return lambda: None
     before = layer.mean, layer.variance
@@ -186,6 +191,21 @@ def refresh_dtype_cache(layer: Any) -> Callable[[], None]:
 
     def undo() -> None:
         layer.mean, layer.variance = before
+
+    return undo
+
+
+def _widen_inputs(model: Any) -> Callable[[], None]:
+    """Let a Sequential or functional model take float32 where it was built for 16 bits; return what undoes it."""
+    functional = getattr(model, "_functional", None) if isinstance(model, keras.Sequential) else model
+    narrow = [x for x in getattr(functional, "_inputs", ()) if x.dtype in ("float16", "bfloat16")]
+    before = [(x, x._dtype) for x in narrow]
+    for x in narrow:
+        x._dtype = "float32"
+
+    def undo() -> None:
+        for x, dtype in before:
+            x._dtype = dtype
 
     return undo
 
@@ -338,17 +358,23 @@ def reduce_together(
         initial: For each tensor the scalar at which its reduction starts, of its dtype.
         combine: For each tensor the function of two scalars.
     """
-    count = len(tensors)
+    traced = _reducer(tuple(tensor.dtype for tensor in tensors), tuple(combine))
+    last = int(tensors[0].shape.rank) - 1
+    return tuple(xla_variadic_reduce_v2(list(tensors), list(initial), [last], traced))
+
+
+@functools.cache
+def _reducer(dtypes: tuple[Any, ...], combine: tuple[Callable[[Any, Any], Any], ...]) -> Any:
+    """Return the function of two scalars for each dtype, traced: what XLA reduces with."""
+    count = len(dtypes)
 
     def reducer(*scalars: Any) -> list[Any]:
         pairs = zip(combine, scalars[:count], scalars[count:], strict=True)
         return [function(first, second) for function, first, second in pairs]
 
-    scalars = [tf.TensorSpec([], tensor.dtype) for tensor in tensors]
+    scalars = [tf.TensorSpec([], dtype) for dtype in dtypes]
     with tf.init_scope():
-        traced = tf.function(reducer, autograph=False).get_concrete_function(*scalars, *scalars)
-    last = int(tensors[0].shape.rank) - 1
-    return tuple(xla_variadic_reduce_v2(list(tensors), list(initial), [last], traced))
+        return tf.function(reducer, autograph=False).get_concrete_function(*scalars, *scalars)
 
 
 def is_dynamic(optimizer: Any) -> bool:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
+
+from precscope.keras_names import snake_case
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -40,7 +41,7 @@ def paths_of_records(layers: Sequence[LayerRecord]) -> dict[str, str]:
             if layer.keras_path is None:
                 attribute = layer.id.rpartition("/")[2].lstrip("_")
                 for path in paths.get(_owner(layer.id, paths), {""}):
-                    for name in (attribute, _snake_case(layer.type)):
+                    for name in (attribute, snake_case(layer.type)):
                         yield f"{path}/{name}".lstrip("/"), layer.id
 
     return _unambiguous(candidates())
@@ -59,9 +60,3 @@ def _unambiguous(paths: Iterable[tuple[str, str]]) -> dict[str, str]:
     for path, layer_id in paths:
         ids[path].add(layer_id)
     return {path: min(found) for path, found in ids.items() if len(found) == 1}
-
-
-def _snake_case(name: str) -> str:
-    """Return the name that Keras gives to a layer of this class (keras.src.utils.naming.to_snake_case)."""
-    name = re.sub(r"(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
-    return re.sub(r"([a-z])([A-Z])", r"\1_\2", name).lower()

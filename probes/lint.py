@@ -8,8 +8,7 @@ import keras
 import tensorflow as tf
 
 from precscope.advice.finding import SEVERITIES
-from precscope.entry_point import load_entry_point, where_it_failed
-from precscope.errors import PrecScopeError
+from precscope.entry_point import where_it_failed
 from precscope.lint_result import LintFinding, LintResult
 from precscope.probes import keras_internals
 from precscope.probes.forward_graph import trace_forward
@@ -17,6 +16,7 @@ from precscope.probes.lint_checks.attributes import check_epsilons, check_sizes
 from precscope.probes.lint_checks.optimizer import check_loss_scaling
 from precscope.probes.lint_checks.risky_ops import check_operations, upcasting_layers
 from precscope.probes.lint_checks.train_step import check_train_step
+from precscope.probes.model_entry import build_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -31,17 +31,7 @@ def lint_entry(entry: str) -> LintResult:
         EntryPointError: There is no such function.
         PrecScopeError: It raised, or returned something else.
     """
-    build = load_entry_point(entry)
-    try:
-        built = build()
-    except (Exception, SystemExit) as error:  # a user's code
-        raise PrecScopeError(f"{entry} raised {where_it_failed(error)}") from error
-    model, dataset = built if isinstance(built, tuple) and len(built) == 2 else (built, None)
-    if not isinstance(model, keras.Model) or not isinstance(dataset, (tf.data.Dataset, type(None))):
-        raise PrecScopeError(
-            f"{entry} must return a compiled keras.Model, or that and a tf.data.Dataset; it returned "
-            f"{type(built).__name__}."
-        )
+    model, dataset = build_model(entry)
     return lint_model(model, dataset)
 
 

@@ -23,23 +23,28 @@ def count_lost_updates(steps: Sequence[tuple[Any, Any, Any]]) -> Any:
     An update is an element with a non-zero gradient (NaN and infinities among them); it is lost where the weight is
     equal before and after. Tensors of one size are counted together, since each count is a kernel on a GPU.
     """
-    sizes = [bucket_size(before.shape.num_elements()) for before, _, _ in steps]
+    elements = [before.shape.num_elements() for before, _, _ in steps]
+    sizes = [bucket_size(number) for number in elements]
     order: list[int] = []
     parts = []
     for size in sorted(set(sizes)):
         chosen = [index for index, other in enumerate(sizes) if other == size]
         order += chosen
         before, after, gradient = (
-            tf.stack([_padded(steps[index][position], size) for index in chosen]) for position in range(3)
+            tf.stack([_padded(steps[index][position], elements[index], size) for index in chosen])
+            for position in range(3)
         )
         parts.append(_count(before, after, gradient))
     return tf.gather(tf.concat(parts, 0), np.argsort(order))
 
 
-def _padded(x: Any, size: int) -> Any:
-    """Return `x` flat in float32, to which every weight's dtype casts without rounding, with zeros up to `size`."""
-    flat = tf.cast(tf.reshape(x, [-1]), tf.float32)
-    return tf.pad(flat, [[0, size - flat.shape[0]]])
+def _padded(x: Any, elements: int, size: int) -> Any:
+    """Return `x` flat in float32, to which every weight's dtype casts without rounding, with zeros up to `size`.
+
+    It has as many elements as the weight: a gradient's own shape may not be known in the trace (DepthwiseConv2D).
+    """
+    flat = tf.cast(tf.reshape(x, [elements]), tf.float32)
+    return tf.pad(flat, [[0, size - elements]])
 
 
 def _count(before: Any, after: Any, gradient: Any) -> Any:

@@ -124,7 +124,7 @@ def _record(
         order=order,
         type=type(layer).__name__,
         keras_path=layer.path,
-        policy=layer.dtype_policy.name,
+        policy=keras_internals.own_policy(layer).name,
         compute_dtype=layer.compute_dtype,
         variable_dtype=layer.variable_dtype,
         parameters=sum(int(np.prod(v.shape)) for v in keras_internals.own_variables(layer) if v.shape is not None),

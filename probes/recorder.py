@@ -9,7 +9,7 @@ every iteration.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -126,6 +126,7 @@ class Recorder:
         self.batch: int | None = None
         # One compiled function for all tensors of a format; TensorFlow keeps one version for each shape.
         self._row_functions: dict[str, Any] = {}
+        self._part_functions: dict[str, Any] = {}
 
     @property
     def active(self) -> bool:
@@ -177,10 +178,14 @@ class Recorder:
             return self._row(x, dtype), x
         if key.kind in ("weight", "weight_gradient") and x.shape.is_fully_defined():
             return _Waiting(x, dtype), x  # all of them exist at the step's end: equal sizes are described together
-        partials = partial_statistics(x, FORMATS[dtype], batch=self.batch)
-        # The tie: the statistic is taken at once, in a kernel of its own, and nothing that it needs lives longer.
-        x, subset, *rows = keras_internals.tie([x, partials.subset, *partials.rows])
-        return dataclasses.replace(partials, rows=tuple(rows), subset=subset), x
+        if dtype not in self._part_functions:
+            # One function for all tensors of a format, traced once for each shape: what it holds would be some hundred
+            # operations a tensor, and building those took most of a minute for a ResNet-50.
+            self._part_functions[dtype] = tf.function(
+                functools.partial(_tied_partials, dtype=dtype, batch=self.batch), autograph=False
+            )
+        x, count, padding, subset, looked_at, *rows = self._part_functions[dtype](x)
+        return Partials(count, tuple(rows), padding, subset, looked_at), x
 
     def _row(self, x: Any, dtype: str) -> Any:
         if dtype not in self._row_functions:
@@ -314,6 +319,17 @@ class Recorder:
             if matrix[0, _STAMP] == self._samples:
                 return reading_of(tensors, matrix)
         return None
+
+
+def _tied_partials(x: Any, dtype: str, batch: int | None) -> list[Any]:
+    """Return `x` to go on with, and its partial statistics: count, padding, subset, looked at, rows. Inside XLA."""
+    if x.shape.is_fully_defined() and x.shape.num_elements() <= HISTOGRAM_LIMIT:  # few sizes, few kernels
+        partials = partial_statistics(pad_to_bucket(x), FORMATS[dtype], tf.size(x, tf.int64))
+    else:
+        partials = partial_statistics(x, FORMATS[dtype], batch=batch)
+    # The tie: the statistic is taken at once, in a kernel of its own, and nothing that it needs lives longer.
+    x, subset, *rows = keras_internals.tie([x, partials.subset, *partials.rows])
+    return [x, partials.count, partials.padding, subset, partials.looked_at, *rows]
 
 
 def _finished_parts(parts: list[Any]) -> dict[int, Any]:

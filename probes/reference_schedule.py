@@ -141,10 +141,12 @@ class ReferenceSchedule:
         assert self._sampled is not None
         step, records = reference_records_of(self._sampled, moment, measured, cost_ns)
         self._keeper.write(lambda writer: writer.add_reference(step, records))
-        self._spent_ns, self._last_cost_ns = self._spent_ns + cost_ns, cost_ns
-        self._loop.costs.add("reference", cost_ns)
-        if measured.trace_time_ns:
-            self._loop.costs.add("reference_compile", measured.trace_time_ns)
+        self._last_cost_ns = cost_ns
+        if measured.trace_time_ns:  # and TensorFlow optimized the graphs: paid once, so no part of the budget
+            self._loop.costs.add("reference_compile", measured.trace_time_ns + cost_ns)
+        else:
+            self._spent_ns += cost_ns
+            self._loop.costs.add("reference", cost_ns)
         if measured.examples != measured.batch:
             message = f"two passes fit into memory for {measured.examples} of a batch's {measured.batch} examples only"
             self._keeper.tell("info", "reference", f"{message}: reference steps work on these.", self._loop.steps_seen)

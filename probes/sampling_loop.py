@@ -80,9 +80,9 @@ class SamplingLoop:
         profile: The window of plain steps under TensorFlow's profiler, if there is to be one.
         keep_step_time: Called with the time of each measured stretch of plain steps.
         read_memory: Returns the allocator's bytes now and at the peak.
+        after_sample: Called after each sampled step that was kept; what it costs is no part of the sample's cost.
         dense_left: Steps that are still to be sampled one after the other, whatever that costs.
         place_in_epoch: Returns epoch and batch of a train step, from 0; None where there are no epochs.
-        after_sample: Called after each sampled step that was kept; what it costs is no part of the sample's cost.
     """
 
     def __init__(
@@ -103,9 +103,9 @@ class SamplingLoop:
         self.profile: OpProfile | None = None
         self.keep_step_time: Callable[[StepTimeRecord], None] = lambda record: None
         self.read_memory: Callable[[], tuple[int, int] | None] = lambda: None
+        self.after_sample: Callable[[SampledStep], None] = lambda sampled: None
         self.dense_left = 0
         self.place_in_epoch: Callable[[int], tuple[int, int] | None] = lambda step: None
-        self.after_sample: Callable[[SampledStep], None] = lambda sampled: None
         self._sampler = sampler
         self._keep = keep
         self._failed = failed

@@ -20,6 +20,7 @@ from precscope.probes.environment import describe_hardware, describe_model, desc
 from precscope.probes.health import Health
 from precscope.probes.keeper import Keeper
 from precscope.probes.legacy import add_legacy_note, check_loss_scale_arguments
+from precscope.probes.live_process import LiveProcess
 from precscope.probes.loss_scale_poll import LossScalePoll
 from precscope.probes.measurements import Measurements
 from precscope.probes.model_records import ModelRecords
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from precscope.probes.recorder import Reading, Recorder
+    from precscope.verification import Verification
 
 __all__ = ["Session", "profile"]
 
@@ -103,8 +105,9 @@ class Session:
         self._optimizer_taps: OptimizerTaps | None = None
         self._handout: BatchHandout | None = None  # where somebody wants batches
         self._batches: BatchKeeping | None = None
-        self._tripwire: Tripwire | None = None
         self._reference: ReferenceSchedule | None = None
+        self._tripwire: Tripwire | None = None
+        self._live: LiveProcess | None = None
 
     @property
     def _optimizer(self) -> Any:
@@ -148,6 +151,8 @@ class Session:
         self._state = "open"
         self._loss_scale.look()
         self._measurements.start()
+        if self.options.live:
+            self._live = LiveProcess.start(writer.path, lambda message: self._tell("info", message))
         self._loop.costs.add("build", time.perf_counter_ns() - start_ns)
         return self
 
@@ -171,6 +176,8 @@ class Session:
         finally:
             self._measurements.close()
             self._keeper.close(status, reason, self._loop.costs.records())
+            if self._live is not None:
+                self._live.stop()
         if error is not None:
             add_legacy_note(error)
 
@@ -229,6 +236,36 @@ class Session:
         """Sample again."""
         self._require_open("resume")
         self._loop.pause(False)
+
+    def verify(self, **options: Any) -> Verification:
+        """Prove by replay which layers have to stay in float32, with the model as it is now; inside or after the block.
+
+        Batches that were kept (`keep_batches_mib`) go forward and backward without an update, in float32 and under the
+        policies that are tried; the smallest set of layers that agrees with float32 is found and priced. The outcome
+        is written into the run directory, with `policy.yaml`.
+
+        Args:
+            **options: `most_batches` to replay (3), `most_tests` sets of layers to try (60), a `dataset` to take
+                batches from where none were kept, a `criterion` (`precscope.replay.Criterion`), and `report`, which is
+                called before each set with the number of sets tried and of those left at most.
+
+        Raises:
+            SessionError: The session has not begun.
+            PrecScopeError: No batches were kept, or there is nothing to compare them with.
+        """
+        if self._state == "new":
+            raise SessionError("session.verify was called before the session began: it tests what a training recorded.")
+        from precscope.probes.verify_session import print_progress, verify_and_write
+
+        if self._state == "open":
+            self._flush()
+        step = self._instrumented[-1].plain if self._instrumented else None
+        options = {"report": print_progress(), "step": step, "optimizer": self._given_optimizer} | options
+        try:
+            return verify_and_write(self._model, self.path, **options)
+        finally:
+            if self._state == "open":
+                self._loop.open_window()  # this was no train step
 
     def _require_open(self, method: str) -> None:
         if self._state != "open":
@@ -309,11 +346,14 @@ class Session:
         if sampled.reading is None:
             return
         if self._batches is not None and self._handout is not None:
-            self._batches.keep(sampled.step, self._handout)
+            self._batches.keep(sampled.step, self._handout, self._read_weights)
         if self._instrumented and sampled.reading.loss is None:
             self._pending = (sampled, sampled.reading)  # `session.step` may tell the loss
             return
         self._keep_sample(sampled, sampled.reading)
+
+    def _read_weights(self) -> dict[str, Any]:
+        return {name: variable.value for name, variable in keras_internals.state_variables(self._model)}
 
     def _flush(self, loss: Any = None) -> None:
         if self._pending is not None:
@@ -321,7 +361,7 @@ class Session:
             self._keep_sample(sampled, reading, None if loss is None else float(loss))
 
     def _keep_sample(self, sampled: SampledStep, reading: Reading, loss: float | None = None) -> None:
-        self._keeper.keep_sample(sampled, reading, loss)
+        self._keeper.keep_sample(sampled, reading, self._loop.costs.records(), loss)
         self._origins.sampled(sampled, reading if loss is None else replace(reading, loss=loss))
         self._loss_scale.look()
 

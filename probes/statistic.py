@@ -65,8 +65,9 @@ _MAX_COLUMN, _MIN_COLUMN, _SMALLEST_COLUMN, _SUM_COLUMN, _SQUARES_COLUMN, _LOOKE
 EMPTY_ROW: NDArray[np.int64] = np.zeros(ROW_WIDTH, np.int64)
 EMPTY_ROW[_MAX_COLUMN], EMPTY_ROW[_MIN_COLUMN], EMPTY_ROW[_SMALLEST_COLUMN] = _INT32_MIN, _INT32_MAX, _INT32_MAX
 
-# Rows in which a tensor below a size is reduced: few values, so that rows of many tensors are finished together.
-_ROWS = ((2**16, 1), (2**21, 64), (sys.maxsize, 1024))
+# Rows in which a tensor below a size is reduced: few values, so that rows of many tensors are finished together. Not
+# one row, though: XLA then computes what is to be reduced in kernels of their own, and writes all of it to memory.
+_ROWS = ((2**21, 64), (sys.maxsize, 1024))
 # What an unknown dimension is taken for where nothing better is known.
 _USUAL_BATCH = 128
 # Sizes to which the histogram's subsets are padded, so that few distinct kernels are compiled.
@@ -104,7 +105,7 @@ def partial_statistics(x: Any, float_format: FloatFormat, count: Any = None, bat
         batch: Usual size of a dimension that is unknown while tracing. Where it is wrong, the result is still exact,
             but the histogram may look at fewer elements than it could.
     """
-    flat = _flat(x)
+    flat = _on_its_own(_flat(x))
     size = _usual_size(x.shape, batch)
     subset, looked_at = _histogram_subset(flat, size)
     if count is None:
@@ -124,7 +125,7 @@ def partial_statistics(x: Any, float_format: FloatFormat, count: Any = None, bat
 def partial_statistics_of_many(tensors: Sequence[Any], float_format: FloatFormat) -> Partials:
     """Return the partial statistics of several tensors of known size and one `bucket_size`, in one go."""
     sizes = np.array([x.shape.num_elements() for x in tensors], np.int64)
-    stacked = tf.stack([pad_to_bucket(x) for x in tensors])
+    stacked = _on_its_own(tf.stack([pad_to_bucket(x) for x in tensors]))
     length = int(stacked.shape[1])
     rows = _rows_for(length)
     table = tf.reshape(_pad(stacked, -length % rows), [len(tensors), rows, -1])
@@ -147,6 +148,15 @@ def _reduce(table: Any, float_format: FloatFormat) -> tuple[Any, ...]:
     return keras_internals.reduce_together(_accumulands(bits, float_format), _INITIAL, _COMBINE)
 
 
+def _on_its_own(x: Any) -> Any:
+    """Return `x`, which XLA must have computed before the statistic reads it.
+
+    Fused with what computes `x`, each statistic would be a kernel of its own that XLA compiles; read from memory, all
+    tensors of a size share one.
+    """
+    return keras_internals.tie([x])[0]
+
+
 def _flat(x: Any) -> Any:
     flat = tf.reshape(x, [-1])
     # float64 has no statistics of its own, and float8 has hardly any operations.
@@ -155,7 +165,7 @@ def _flat(x: Any) -> Any:
 
 def bucket_size(size: int) -> int:
     """Return the size to which a tensor of `size` elements is padded, so that few sizes are compiled."""
-    return size if size > HISTOGRAM_LIMIT else next(4**k for k in range(5, 10) if 4**k >= size)
+    return size if size > HISTOGRAM_LIMIT else next(4**k for k in range(5, 9) if 4**k >= size)
 
 
 def pad_to_bucket(x: Any) -> Any:

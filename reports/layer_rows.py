@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from precscope.advice.wording import counted, listed
@@ -13,7 +13,7 @@ from precscope.reports.text import printable
 from precscope.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from precscope.advice import Evidence, Finding, Thresholds
     from precscope.advice.finding import Severity
@@ -62,23 +62,40 @@ class TensorRow:
 
 @dataclass(frozen=True)
 class LayerRow:
-    """One layer: its name, made printable, and what was recorded of it."""
+    """One layer: its name, made printable, and what was recorded of it.
+
+    `measure` is what the layers were sorted by, where no other column shows it.
+    """
 
     name: str
     type: str
     compute_dtype: str
     severity: Severity | None
     tensors: tuple[TensorRow, ...]
+    measure: str | None = None
 
 
 def layer_rows(
-    evidence: Evidence, findings: Sequence[Finding], layers: Sequence[LayerRecord], kinds: Sequence[TensorKind]
+    evidence: Evidence,
+    findings: Sequence[Finding],
+    layers: Sequence[LayerRecord],
+    kinds: Sequence[TensorKind],
+    *,
+    worst_first: bool = True,
+    measures: Mapping[str, str] | None = None,
 ) -> list[LayerRow]:
-    """Return a row for each of `layers` that was recorded: those with findings first, then by least headroom."""
+    """Return a row for each of `layers` that was recorded.
+
+    Those with findings come first, then by least headroom; or all in the order of `layers`. `measures` holds, by the
+    layer's id, what they were sorted by.
+    """
     severities = layer_severities(findings)
     rows = [(layer.id, _row(evidence, layer, kinds, severities.get(layer.id))) for layer in layers]
-    rank = {name: place for place, name in enumerate(severities)}
-    rows.sort(key=lambda item: (rank.get(item[0], len(rank)), _least_headroom(item[1])))
+    if measures is not None:
+        rows = [(name, replace(row, measure=measures.get(name))) for name, row in rows]
+    if worst_first:
+        rank = {name: place for place, name in enumerate(severities)}
+        rows.sort(key=lambda item: (rank.get(item[0], len(rank)), _least_headroom(item[1])))
     return [row for _, row in rows if row.tensors]
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from precscope.reports.text import printable, significant
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from precscope.reader import Run
     from precscope.reference_records import ReferenceMoment, ReferenceRecord, ReferenceStepRecord
@@ -75,6 +75,8 @@ class ReferenceView:
         examples: How many examples of its batch it worked on, and the batch; None where unknown.
         batch: Likewise.
         loss_scale: The loss scale that gradients carried in the policy.
+        loss_reference: Loss in float32, or None.
+        loss_policy: Loss in the training's policy, or None.
         losses: The loss in float32 and in the training's policy, in words; None where the train step shows none.
         random: How random numbers were held equal, or why not; printable.
         left_out: Layers that could not be run in float32, and why; printable.
@@ -87,13 +89,15 @@ class ReferenceView:
     examples: int | None
     batch: int | None
     loss_scale: float
+    loss_reference: float | None
+    loss_policy: float | None
     losses: str | None
     random: str
     left_out: tuple[str, ...]
     rows: tuple[ReferenceRow, ...]
 
 
-def reference_view(run: Run, layers: set[str] | None = None) -> ReferenceView | None:
+def reference_view(run: Run, layers: Collection[str] | None = None) -> ReferenceView | None:
     """Return the last reference step of a run, of all layers or of these; None where none was taken."""
     if not run.reference_steps:
         return None
@@ -110,6 +114,8 @@ def reference_view(run: Run, layers: set[str] | None = None) -> ReferenceView | 
         examples=last.examples,
         batch=last.batch,
         loss_scale=last.loss_scale,
+        loss_reference=last.loss_reference,
+        loss_policy=last.loss_policy,
         losses=_losses(last),
         random=printable(last.random),
         left_out=tuple(map(printable, last.left_out)),

@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING
 from precscope.advice import analyze
 from precscope.advice.actions import advise
 from precscope.advice.loss_scale_account import LossScaleAccount, loss_scale_account
+from precscope.advice.proposal import policy_of_evidence
 from precscope.advice.verdict import Verdict, give_verdict
 from precscope.advice.wording import listed, plain, quoted, share
+from precscope.reports.layer_figures import layer_figures
+from precscope.reports.layer_order import ORDERS, is_known, sort_layers
 from precscope.reports.layer_rows import LayerRow, layer_rows, matching
+from precscope.reports.origin_view import OriginView, origin_view
+from precscope.reports.policy_text import policy_text
+from precscope.reports.proof_view import ProofView, proof_view
 from precscope.reports.reference_view import ReferenceView, reference_view
 from precscope.reports.run_view import CostView, RunView, cost_view, run_view
 from precscope.reports.text import ABSENT, printable
@@ -25,7 +31,7 @@ if TYPE_CHECKING:
 
     from precscope.advice import Evidence, Finding, Number
     from precscope.advice.finding import Action, Confidence, Severity
-    from precscope.records import NoticeRecord, TensorKind
+    from precscope.records import LayerRecord, NoticeRecord, TensorKind
 
 __all__ = ["FindingView", "ReportView", "report_view"]
 
@@ -65,7 +71,9 @@ class ReportView:
         verdict: The answer.
         training: Loss, loss scale and skipped steps over time.
         findings: Worst first.
-        rows: The recorded layers that were asked for, worst first.
+        rows: The recorded layers that were asked for, in the order that was asked for.
+        order: That order in words.
+        measure: Title of the column that shows what they were sorted by; empty where another column does.
         layers: Number of layers that were asked for, recorded or not.
         unseen: Why layers, or the gradients at their outputs, were not recorded, and which.
         notices: What the session had to say, a line each with its severity.
@@ -73,6 +81,9 @@ class ReportView:
         time: Time and memory; None where they were not measured yet when the run was recorded.
         loss_scale: What the loss scale does and why steps were skipped; None where the loss has no use for one.
         curve: The loss scale against what it costs; None where no float16 gradient was recorded.
+        origin: Where the run turned non-finite; None where nothing did, as far as was seen.
+        proof: What replaying batches showed; None where that was not tried.
+        policy: The policy to copy; None where no layer needs float32.
         reference: The last reference step; None where none was taken.
     """
 
@@ -81,6 +92,8 @@ class ReportView:
     training: TrainingView
     findings: tuple[FindingView, ...]
     rows: tuple[LayerRow, ...]
+    order: str
+    measure: str
     layers: int
     unseen: tuple[str, ...]
     notices: tuple[tuple[Severity, str], ...]
@@ -88,15 +101,26 @@ class ReportView:
     time: TimeView | None = None
     loss_scale: LossScaleAccount | None = None
     curve: ScaleCurve | None = None
+    origin: OriginView | None = None
+    proof: ProofView | None = None
+    policy: str | None = None
     reference: ReferenceView | None = None
 
 
 def report_view(
-    evidence: Evidence, pattern: str | None = None, findings: Sequence[Finding] | None = None
+    evidence: Evidence,
+    pattern: str | None = None,
+    findings: Sequence[Finding] | None = None,
+    *,
+    sort: str = "harm",
 ) -> ReportView:
     """Return what a report on the run says; of the layers that match `pattern`, with their weights, where given.
 
-    Findings that were made before need not be made again.
+    Args:
+        evidence: The run.
+        pattern: A regular expression for layer ids; None for all layers.
+        findings: Where they were made before, they need not be made again.
+        sort: A key of `layer_order.ORDERS`.
 
     Raises:
         PrecScopeError: The pattern is no regular expression, or matches no layer.
@@ -104,12 +128,15 @@ def report_view(
     findings = analyze(evidence) if findings is None else findings
     layers = matching(evidence.layers, pattern)
     verdict = give_verdict(evidence, findings)
+    rows, order = _sorted_rows(evidence, findings, layers, sort, _KINDS if pattern is None else _ALL_KINDS)
     return ReportView(
         run=run_view(evidence.run),
         verdict=verdict,
         training=training_view(evidence),
         findings=_finding_views(findings),
-        rows=tuple(layer_rows(evidence, findings, layers, _KINDS if pattern is None else _ALL_KINDS)),
+        rows=tuple(rows),
+        order=order,
+        measure=ORDERS[sort].column if rows and rows[0].measure is not None else "",
         layers=len(layers),
         unseen=_unseen(evidence),
         notices=tuple(map(_notice, evidence.run.notices)),
@@ -117,8 +144,34 @@ def report_view(
         time=time_view(evidence.run, None if pattern is None else {layer.id for layer in layers}),
         loss_scale=loss_scale_account(evidence),
         curve=scale_curve(evidence.run),
+        origin=origin_view(evidence),
+        proof=proof_view(evidence.run.verification),
+        policy=policy_text(policy_of_evidence(evidence, findings)),
         reference=reference_view(evidence.run, None if pattern is None else {layer.id for layer in layers}),
     )
+
+
+def _sorted_rows(
+    evidence: Evidence,
+    findings: Sequence[Finding],
+    layers: Sequence[LayerRecord],
+    sort: str,
+    kinds: Sequence[TensorKind],
+) -> tuple[list[LayerRow], str]:
+    """Return the rows and, in words, how they are sorted."""
+    order, missing = ORDERS[sort], ""
+    if sort != "harm":
+        figures = layer_figures(evidence, findings, layers)
+        if is_known(figures, order):
+            ordered = sort_layers(figures, order)
+            by_id = {layer.id: layer for layer in layers}
+            measures = {item.id: order.text(item) for item in ordered} if order.column else None
+            places = [by_id[item.id] for item in ordered]
+            return layer_rows(evidence, findings, places, kinds, worst_first=False, measures=measures), order.title
+        missing = f" ({order.missing}, so they cannot be sorted by {sort})" if figures else ""
+    rows = layer_rows(evidence, findings, layers, kinds)
+    title = ORDERS["harm"].title if any(row.severity for row in rows) else ORDERS["headroom"].title
+    return rows, f"{title}{missing}"
 
 
 def _finding_views(findings: Sequence[Finding]) -> tuple[FindingView, ...]:

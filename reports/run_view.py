@@ -12,8 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from precscope.reader import Run
+    from precscope.records import CostRecord
 
-__all__ = ["CostView", "RunView", "cost_view", "run_view"]
+__all__ = ["CostView", "RunView", "cost_in_words", "cost_view", "model_line", "run_view"]
 
 _STATES = {
     "running": "still running",
@@ -85,29 +86,38 @@ def run_view(run: Run) -> RunView:
         started=started,
         ended_well=run.status in ("running", "finished"),
         error=None if record.error is None else printable(" ".join(record.error.split())),
-        model=_joined(_model(record.model)),
+        model=model_line(record.model),
         machine=_joined([*_hardware(record.hardware), *_software(record.software)]),
     )
 
 
 def cost_view(run: Run) -> CostView | None:
     """Return what PrecScope cost, or None where nothing was measured."""
-    costs = [cost for cost in run.costs if cost.time_ns > 0]
+    ended = run.record.ended_unix_s
+    return cost_in_words(run.costs, None if ended is None else ended - run.record.started_unix_s)
+
+
+def cost_in_words(costs: Sequence[CostRecord], took_s: float | None) -> CostView | None:
+    """Return these costs in words, beside the run's time where that is known; None where nothing was measured."""
+    costs = [cost for cost in costs if cost.time_ns > 0]
     if not costs:
         return None
     total_s = sum(cost.time_ns for cost in costs) / 1e9
-    ended = run.record.ended_unix_s
-    took = None if ended is None else ended - run.record.started_unix_s
     ranked = sorted(costs, key=lambda cost: -cost.time_ns)
     return CostView(
         total=duration(total_s),
-        share=total_s / took if took else None,
+        share=total_s / took_s if took_s else None,
         parts=tuple(
             f"{_COSTS.get(cost.kind, cost.kind)} {duration(cost.time_ns / 1e9)}"
             + (f" ({cost.count:,}×)" if cost.count > 1 else "")
             for cost in ranked
         ),
     )
+
+
+def model_line(model: dict[str, Any]) -> str:
+    """Return the model in a line, printable."""
+    return _joined(_model(model))
 
 
 def _joined(parts: Sequence[str | None]) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from precscope.reports.names import fit_names
 from precscope.reports.palette import BOLD, FAINT, SEVERITIES
 from precscope.reports.reference_view import worst_first
 from precscope.reports.terminal_lines import heading, note
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from precscope.reports.reference_view import ReferenceRow, ReferenceView
 
-__all__ = ["reference_step"]
+__all__ = ["reference_errors"]
 
 _MOST = 6
 _LEAST_NAME, _MOST_NAME, _TENSOR, _NUMBER = 12, 40, 18, 9
@@ -24,7 +25,7 @@ _LEAST_NAME, _MOST_NAME, _TENSOR, _NUMBER = 12, 40, 18, 9
 _HEADS = ("own error", "own flush", "own ovfl.", "whole", "cosine", "inherited")
 
 
-def reference_step(view: ReferenceView | None, width: int, show_all: bool) -> Iterator[Text]:
+def reference_errors(view: ReferenceView | None, width: int, show_all: bool) -> Iterator[Text]:
     """Yield the section's lines; all tensors with `show_all`."""
     if view is None:
         return
@@ -58,7 +59,7 @@ def _table(rows: list[ReferenceRow], width: int) -> Iterator[Text]:
         (f"{'layer':<{name}}  {'tensor':<{_TENSOR}}", FAINT),
         *((f" {head:>{_NUMBER}}", FAINT) for head in _HEADS[:columns]),
     )
-    for row in rows:
+    for row, short in zip(rows, fit_names([row.name for row in rows], name), strict=True):
         numbers = (
             significant(row.own_relative_error),
             percent(row.own_flushed_share),
@@ -69,7 +70,7 @@ def _table(rows: list[ReferenceRow], width: int) -> Iterator[Text]:
         )
         style = FAINT if row.is_negligible else ""
         line = Text.assemble(
-            (f"{shorten(row.name, name):<{name}}", style or BOLD),
+            (f"{short:<{name}}", style or BOLD),
             (f"  {shorten(row.tensor, _TENSOR):<{_TENSOR}}", style),
             *((f" {number:>{_NUMBER}}", style) for number in numbers[:columns]),
         )

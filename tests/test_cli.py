@@ -73,7 +73,7 @@ def test_an_error_is_one_line_and_exit_code_2(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["reprot"], "There is no command 'reprot'. Did you mean 'report'?"),
+        (["reprot"], "There is no command 'reprot'. Did you mean 'report'"),
         (["report"], "Missing argument 'RUN_DIR'"),
         (["report", "x", "--al"], "No such option"),
     ],

@@ -12,7 +12,7 @@ import precscope
 from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
 from precscope.reports.figures.reference_errors import reference_figure
 from precscope.reports.reference_view import reference_view, worst_first
-from precscope.reports.terminal_reference import reference_step
+from precscope.reports.terminal_reference import reference_errors
 from precscope.writer import RunWriter
 from tests.core_fixtures import layer_record, run_record
 
@@ -61,7 +61,7 @@ def record(layer: str, kind: Any, name: str = "0", **changes: Any) -> ReferenceR
     return ReferenceRecord(layer=layer, kind=kind, name=name, **{**values, **changes})
 
 
-NO_OWN = {name: None for name in ReferenceRecord.__dataclass_fields__ if name.startswith("own_")}
+NO_OWN: dict[str, Any] = {name: None for name in ReferenceRecord.__dataclass_fields__ if name.startswith("own_")}
 
 
 @pytest.fixture
@@ -116,13 +116,13 @@ def test_without_a_reference_step_nothing_is_shown(tmp_path: Path):
     writer = RunWriter.create(tmp_path / "run", run_record())
     writer.close("finished")
     assert reference_view(precscope.open_run(writer.path)) is None
-    assert list(reference_step(None, 80, False)) == []
+    assert list(reference_errors(None, 80, False)) == []
 
 
 def rendered(run: Run, width: int) -> list[str]:
     console = Console(width=width, color_system=None, highlight=False, markup=False, emoji=False)
     with console.capture() as capture:
-        for line in reference_step(reference_view(run), width, False):
+        for line in reference_errors(reference_view(run), width, False):
             console.print(line, no_wrap=True)
     return capture.get().splitlines()
 

@@ -31,7 +31,7 @@ def every_value(name: str) -> np.ndarray:
     dtype = dtype_of(name)
     if dtype.itemsize <= 2:
         return np.arange(2 ** (8 * dtype.itemsize), dtype=f"u{dtype.itemsize}").view(dtype)
-    patterns = np.arange(0, 2**32, 2**16 - 1, dtype=np.uint64).astype(np.uint32)
+    patterns = np.arange(0, 2**32, 2**17 - 1, dtype=np.uint64).astype(np.uint32)
     ends = np.finfo(np.float32).max * np.array([1, -1, np.inf, -np.inf, np.nan], np.float32)
     return np.concatenate([patterns.view(np.float32), ends, np.array([0.0, -0.0], np.float32)])
 

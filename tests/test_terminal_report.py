@@ -152,7 +152,7 @@ def test_a_limit_on_layers_and_how_to_see_the_rest(tmp_path):
     step = {f"activation {name}": values(scale=1.0 + place) for place, name in enumerate(names)}
     run = SyntheticRun(layers, [step]).read(tmp_path / "run")
     text = shown(run)
-    assert "12 of 30 shown · --all" in text
+    assert "6 of 30 shown · --all" in text
     assert "  dense_29" in text
     assert "  dense_0 " not in text
     assert shown(run, show_all=True).count("Dense float16\n") == 30
@@ -165,6 +165,41 @@ def test_a_pattern_selects_layers_and_shows_their_weights(runs):
     assert "  second " not in text
     assert "w. grad." in text
     assert "weight " in text
+
+
+def order_of(text, *names):
+    """`names` as their rows follow each other in the table of layers."""
+    rows = re.findall(r"^[✖▲ ] (\w+) +output ", text, re.MULTILINE)
+    return [name for name in rows if name in names]
+
+
+@pytest.mark.parametrize(
+    ("sort", "title", "first"),
+    [
+        ("harm", "Layers, worst first ─", ["second", "first"]),
+        ("order", "Layers, in forward order ─", ["first", "second"]),
+        ("headroom", "Layers, least headroom first ─", ["first", "second"]),
+        ("flushed", "Layers, worst first (no reference step was taken, so they", ["second", "first"]),
+        ("time", "Layers, worst first (no time by layer was measured, so they", ["second", "first"]),
+    ],
+)
+@pytest.mark.parametrize("width", [80, 120])
+def test_layers_are_sorted(runs, sort, title, first, width):
+    text = shown(runs["faulty"], width, sort=sort)
+    assert title in text
+    assert order_of(text, "first", "second") == first
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_a_column_shows_what_layers_are_sorted_by(runs, width):
+    layers = tuple(replace(item, parameters=10**place) for place, item in enumerate(TOWER))
+    text = shown(
+        SyntheticRun(layers, [healthy()]).read(runs["empty"].path.parent / f"wide-{width}"), width, sort="parameters"
+    )
+    assert order_of(text, "head", "second", "first", "input") == ["head", "second", "first", "input"]
+    assert re.search(r"headroom +subn\. +param\.\n", text)
+    assert re.search(r"head +output .* 1,000\n", text)
+    assert "inf/NaN" not in text
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def shown(run: Run, width: int, color: bool = False, **options: Any) -> str:
     print_report(run, console=console, **options)
     text = file.getvalue()
     start = text.index("Time and memory")
-    return text[text.rindex("\n", 0, start) + 1 : text.index("Notes", start)]
+    return text[text.rindex("\n", 0, start) + 1 : text.index("Run and cost", start)]
 
 
 @pytest.fixture(scope="module")

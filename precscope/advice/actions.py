@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from precscope.advice.wording import listed
+from precscope.origin_records import is_code_id
 
 if TYPE_CHECKING:
     from precscope.advice.finding import Action, Finding
@@ -40,7 +41,7 @@ def advise(*findings: Finding) -> str:
         return _ADVICE[findings[0].action] + otherwise
     layers = list(dict.fromkeys(finding.layer for finding in findings if finding.layer is not None))
     consumers = dict.fromkeys(name for finding in findings for name in finding.consumers)
-    readers = [name for name in consumers if name not in layers]
+    readers = [name for name in consumers if name not in layers and not is_code_id(name)]
     verb, object = ("reads" if len(readers) == 1 else "read"), ("it" if len(layers) == 1 else "them")
     also = f", with {listed(readers)} that {verb} {object}" if readers else ""
     return f"Keep {listed(layers, most=6)} in float32{also}.{otherwise}"

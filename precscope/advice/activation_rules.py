@@ -119,6 +119,8 @@ def _overflow(evidence: Evidence, source: Source, layer: LayerRecord) -> Finding
 def _cure(source: Source, *, in_float16: bool, infinite: bool) -> Action:
     if not source.saw_input and not infinite:
         return "fix_data"
+    if source.layer.startswith("("):  # code between layers has no policy
+        return "fix_layer"
     return "keep_float32" if in_float16 else "fix_layer"
 
 

@@ -16,6 +16,7 @@ from precscope.advice.measured_rules import (
     measured_error,
     measured_underflow,
 )
+from precscope.advice.origin_rules import nonfinite_origin
 from precscope.advice.output_rules import loss_not_finite, output_in_16_bits
 from precscope.advice.weight_rules import bad_weights, lost_updates
 
@@ -31,6 +32,7 @@ RULES: tuple[Rule, ...] = (
     measured_break,
     loss_not_finite,
     gradient_overflow,
+    nonfinite_origin,
     bad_weights,
     loss_scale_floor,
     skipped_steps,

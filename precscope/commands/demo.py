@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
 
-__all__ = ["demo"]
+__all__ = ["FAULTS", "demo"]
 
+#: As in precscope.probes.demos.mnist_faults, which needs TensorFlow: help is to come at once.
+FAULTS = ("head", "norm", "range")
+_FAULTS_MODULE = "precscope.probes.demos.mnist_faults"
+_KEPT_MIB = 64.0  # of batches, to be replayed by precscope verify
 _SAMPLES = 50  # the default budget would allow too few in so short a run
 _SEED = 0
 
@@ -27,9 +32,18 @@ _SEED = 0
 @click.option("--policy", type=click.Choice(POLICIES), default=POLICIES[0], show_default=True, help="The dtype policy.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Passes over the data.  [default: as many as fit a minute]")
 @click.option("--overwrite", is_flag=True, help="Replace the run that the directory holds.")
+@click.option("--fault", type=click.Choice(FAULTS), help="Only mnist: train it with this fault, and keep batches.")
+@click.option("--apply", "policy_file", metavar="FILE", type=click.Path(path_type=Path), help="Apply this policy.yaml.")
 @click.option("--bench", "in_all_policies", is_flag=True, help="Measure its step time under all policies instead.")
 def demo(
-    name: str, run_dir: Path | None, policy: str, epochs: int | None, overwrite: bool, in_all_policies: bool
+    name: str,
+    run_dir: Path | None,
+    policy: str,
+    epochs: int | None,
+    overwrite: bool,
+    fault: str | None,
+    policy_file: Path | None,
+    in_all_policies: bool,
 ) -> None:
     """Train a small model under the profiler, then print its report.
 
@@ -39,7 +53,12 @@ def demo(
     resnet18: ResNet-18 on real digits brought to 224x224x3. On a CPU, where it is slow, six steps at 64x64x3.
 
     lstm: an LSTM on sequences of 100 random values, of which it learns the mean of the last ten.
+
+    With --fault (head, norm or range) the perceptron has a fault of precision, to be found by the report, proven by
+    precscope verify and repaired with --apply: docs/verify.md walks through it.
     """
+    if fault is not None and (name != "mnist" or in_all_policies):
+        raise click.UsageError("--fault belongs to the demo mnist, without --bench.")
     if in_all_policies:
         from precscope.commands.bench import bench_and_print
 
@@ -50,25 +69,49 @@ def demo(
 
     click.echo("Loading TensorFlow ...")
     load_tensorflow()
-    run_dir = run_dir or Path("runs") / f"{name}-demo"
-    _train(load_demo(name), run_dir, policy, epochs, overwrite)
+    kind = "demo" if fault is None else f"{fault}-demo"
+    run_dir = run_dir or Path("runs") / f"{name}-{kind}{'' if policy_file is None else '-repaired'}"
+    _train(_Demo(name, fault), run_dir, policy, epochs, overwrite, policy_file)
     _report(run_dir)
+    if fault is not None and policy_file is None:
+        click.echo(f"Prove it: precscope verify {run_dir} --model {_FAULTS_MODULE}:build_{fault}")
 
 
-def _train(module: ModuleType, run_dir: Path, policy: str, epochs: int | None, overwrite: bool) -> None:
-    """Train and evaluate the demo in `module` as a user would, under the profiler."""
+class _Demo:
+    """A demo, or a faulty one of its kind."""
+
+    def __init__(self, name: str, fault: str | None) -> None:
+        self.module: ModuleType = load_demo(name) if fault is None else import_module(_FAULTS_MODULE)
+        self._options = {} if fault is None else {"fault": fault}
+        self.recording: dict[str, Any] = {} if fault is None else {"keep_batches_mib": _KEPT_MIB}
+
+    def load_data(self) -> DemoData:
+        data: DemoData = self.module.load_data(**self._options)
+        return data
+
+    def build(self, policy: str) -> Any:
+        return self.module.build(policy, **self._options)
+
+
+def _train(
+    demo: _Demo, run_dir: Path, policy: str, epochs: int | None, overwrite: bool, policy_file: Path | None
+) -> None:
+    """Train and evaluate a demo as a user would, under the profiler."""
     import keras
 
     import precscope
 
-    data: DemoData = module.load_data()
+    module, data = demo.module, demo.load_data()
     click.echo(f"Data: {data.description}")
     keras.utils.set_random_seed(_SEED)
-    model = module.build(policy)
+    model = demo.build(policy)
+    if policy_file is not None:
+        click.echo(f"Policy: {precscope.apply_policy(model, policy_file)}")
     epochs = epochs or data.epochs
     steps = epochs * math.ceil(int(len(data.x) * (1 - module.VALIDATION_SPLIT)) / module.BATCH_SIZE)
     click.echo(f"Model: {model.name}, {model.count_params():,} parameters, {policy}; {steps:,} steps.")
-    with precscope.profile(model, run_dir, every=max(1, steps // _SAMPLES), overwrite=overwrite):
+    every = max(1, steps // _SAMPLES)
+    with precscope.profile(model, run_dir, every=every, overwrite=overwrite, **demo.recording):
         with _progress_bar(steps) as advance:
             model.fit(
                 data.x,

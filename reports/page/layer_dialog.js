@@ -9,9 +9,11 @@ const past = {
   nonfinite: decoded(run.history.nonfinite, Uint8Array),
 };
 const STRETCHES = run.history.firstStep.length;
+let shownLayer = -1;
 
 function showLayer(place) {
   const layer = layers[place];
+  shownLayer = place;
   dialog.replaceChildren(head(layer, place), element("div", { class: "dialog-body" }, ...body(layer)));
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
@@ -170,8 +172,9 @@ function followAddress() {
 
 function startDialog() {
   addEventListener("hashchange", followAddress);
+  // This event comes a while after the dialog is gone: another layer may be on its way by then, or shown already.
   dialog.addEventListener("close", () => {
-    if (layerAt(location.hash) >= 0) history.replaceState(null, "", location.pathname + location.search);
+    if (!dialog.open && layerAt(location.hash) === shownLayer) history.replaceState(null, "", location.pathname + location.search);
   });
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
   onChoice(() => dialog.open && followAddress());

@@ -12,8 +12,6 @@ from precscope.reports.figures.time_and_risk import time_and_risk_figure
 from precscope.reports.figures.training import training_figure
 from precscope.reports.memory_view import memory_series
 from precscope.reports.page.layer_data import layer_data
-from precscope.reports.policy_text import policy_text
-from precscope.reports.reference_view import ReferenceView, reference_view
 from precscope.reports.report_view import ReportView, report_view
 from precscope.reports.risk_view import QUADRANTS, LayerRisk, Quadrant, risk_view
 
@@ -21,6 +19,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
     from precscope.reader import Run
+    from precscope.reports.reference_view import ReferenceView
 
 __all__ = ["PageView", "QuadrantView", "page_view"]
 
@@ -67,18 +66,18 @@ def page_view(run: Run) -> PageView:
     evidence = Evidence(run)
     findings = analyze(evidence)
     report = report_view(evidence, findings=findings)
-    risks, reference = risk_view(evidence, findings), reference_view(run)
+    risks = risk_view(evidence, findings)
     figures = {
         "training": training_figure(report.training, report.loss_scale.stretches if report.loss_scale else ()),
         "risk": time_and_risk_figure(risks),
         "memory": memory_figure(memory_series(run)),
-        "reference": reference_figure(reference),
+        "reference": reference_figure(report.reference),
     }
     return PageView(
         report=report,
-        policy=policy_text(evidence, report.verdict.keep_float32),
+        policy=report.policy,
         quadrants=_quadrants(risks),
-        reference=reference,
+        reference=report.reference,
         figures={name: figure if figure.data else None for name, figure in figures.items()},
         data=layer_data(evidence, findings),
         facts=_facts(run),

@@ -190,7 +190,8 @@ CASES = (
         standard_rows,
         truth=frozenset({"down", "mix", "up"}),
         goes_nonfinite=True,
-        direction="backward",
+        source_layer="up",  # TensorFlow folds its two factors into 2^24, which float16 cannot hold
+        direction="forward",
         first_bad_step=0,
     ),
     Case(

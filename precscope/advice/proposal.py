@@ -1,0 +1,165 @@
+"""From findings to a precision policy: what to pin, what was off the default already, what the optimizer needs."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from precscope.advice import Evidence, analyze, keep_float32
+from precscope.advice.wording import counted, listed
+from precscope.formats import FORMATS
+from precscope.origin_records import is_code_id
+from precscope.policy import MODEL, KeptLayer, MadeFor, OptimizerNeeds, Pin, Policy, Proof, Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from precscope.advice.finding import Finding
+    from precscope.reader import Run
+    from precscope.verification import Verification
+
+__all__ = [
+    "default_policy",
+    "policy_of_evidence",
+    "policy_of_run",
+    "propose_policy",
+    "reasons_for",
+    "verdict_sentence",
+    "verified_policy",
+]
+
+#: What Keras' LossScaleOptimizer begins with (keras.src.optimizers.loss_scale_optimizer).
+_KERAS_INITIAL_SCALE = 2.0**15
+
+
+def policy_of_run(run: Run) -> Policy:
+    """Return the policy that a run asks for: what was verified by replay, otherwise what its findings advise.
+
+    Raises:
+        RunDirectoryError: The verification is damaged.
+    """
+    evidence = Evidence(run)
+    return policy_of_evidence(evidence, analyze(evidence))
+
+
+def policy_of_evidence(evidence: Evidence, findings: Sequence[Finding]) -> Policy:
+    """Return what `policy_of_run` does, where the findings were made before."""
+    verification = evidence.run.verification
+    if verification is None:
+        return propose_policy(evidence, findings)
+    return verified_policy(propose_policy(evidence, findings, verification.pins), verification)
+
+
+def verified_policy(policy: Policy, verification: Verification) -> Policy:
+    """Return `policy`, which pins what the verification pins, with the outcome and the prices."""
+    pins = tuple(replace(pin, price=verification.pin_prices.get(pin.layer)) for pin in policy.pins)
+    after = verification.after
+    proof = Proof(
+        sentence=verdict_sentence(verification),
+        cosine_before=verification.before.worst.cosine,
+        cosine_after=None if after is None else after.worst.cosine,
+        threshold=verification.criterion.gradient_cosine,
+        batches=len(verification.batches),
+        loss_scales=tuple(dict.fromkeys(r.loss_scale for r in (after or verification.before).replays)),
+        device=verification.device,
+    )
+    return replace(policy, default=verification.default, pins=pins, proven=verification.proven, proof=proof)
+
+
+def verdict_sentence(verification: Verification) -> str:
+    """Return the outcome of a verification in one sentence."""
+    pins, batches = verification.pins, counted(len(verification.batches), "batch").replace("batchs", "batches")
+    if verification.nothing_needed:
+        return f"Proven by replaying {batches}: no layer needs float32."
+    if verification.proven:
+        smallest = "" if verification.is_minimal else "; a smaller set may do, the tests ran out"
+        return f"Proven by replaying {batches}: {listed(pins, most=8)} in float32 suffice{_s(pins)}{smallest}."
+    worst = verification.before.worst
+    return (
+        f"Not proven: no set of layers that was tried in float32 agrees with float32 on {batches} "
+        f"({verification.trials} sets). Plain mixed precision: {worst.why_not or 'it passes'}."
+    )
+
+
+def _s(names: Sequence[str]) -> str:
+    return "s" if len(names) == 1 else ""
+
+
+def propose_policy(evidence: Evidence, findings: Sequence[Finding], pins: Sequence[str] | None = None) -> Policy:
+    """Return the policy that `findings` ask for, unproven.
+
+    Args:
+        evidence: The run.
+        findings: What the rules found in it.
+        pins: Ids of the layers to keep in float32; by default those that warnings and errors name.
+    """
+    record = evidence.record
+    pins = keep_float32(findings) if pins is None else pins
+    types = {layer.id: layer.type for layer in evidence.layers if not is_code_id(layer.id)}
+    default = _advised_default(evidence, findings, pins)
+    return Policy(
+        default=default,
+        made_for=MadeFor(
+            model=str(record.model.get("name") or "model"),
+            model_class=str(record.model.get("class") or "Model"),
+            run=record.name,
+            started_unix_s=record.started_unix_s,
+            layers=types,
+        ),
+        pins=tuple(Pin(layer, "float32", types.get(layer, "Layer"), reasons_for(layer, findings)) for layer in pins),
+        kept=_off_the_default(evidence),
+        optimizer=_optimizer_needs(evidence, default),
+    )
+
+
+def reasons_for(layer: str, findings: Sequence[Finding]) -> tuple[Reason, ...]:
+    """Return the findings that ask for `layer` in float32, as the one where it begins or as one that reads it."""
+    return tuple(
+        Reason(
+            finding.id,
+            finding.confidence,
+            finding.sentence,
+            {name: number.value for name, number in finding.numbers.items()},
+        )
+        for finding in findings
+        if finding.action == "keep_float32" and layer in (finding.layer, *finding.consumers)
+    )
+
+
+def default_policy(evidence: Evidence) -> str:
+    """Return the policy that most of the model's layers follow, of those that compute in 16 bits if there are any.
+
+    The model's own policy will not do: layers may have been given theirs one by one.
+    """
+    floating = [layer for layer in evidence.layers if layer.compute_dtype in FORMATS and not is_code_id(layer.id)]
+    narrow = [layer for layer in floating if FORMATS[layer.compute_dtype].bits == 16]
+    counts = Counter(layer.policy for layer in narrow or floating)
+    return counts.most_common(1)[0][0] if counts else str(evidence.record.model.get("dtype_policy") or "float32")
+
+
+def _advised_default(evidence: Evidence, findings: Sequence[Finding], pins: Sequence[str]) -> str:
+    default = default_policy(evidence)
+    serious = [finding for finding in findings if finding.severity != "info"]
+    if default == "mixed_float16" and not pins and serious and serious[0].action == "use_bfloat16":
+        return "mixed_bfloat16"
+    return default
+
+
+def _off_the_default(evidence: Evidence) -> tuple[KeptLayer, ...]:
+    """Return the layers that are kept as they are; the model itself too, whose policy casts what is fed to it."""
+    default = default_policy(evidence)
+    own = evidence.record.model.get("dtype_policy")
+    model = [KeptLayer(MODEL, str(own))] if own and own != default else []
+    layers = [layer for layer in evidence.layers if layer.type != "InputLayer" and not is_code_id(layer.id)]
+    return tuple(model + [KeptLayer(layer.id, layer.policy) for layer in layers if layer.policy != default])
+
+
+def _optimizer_needs(evidence: Evidence, default: str) -> OptimizerNeeds:
+    """Return what float16 asks of the optimizer: a scaled loss. A fixed scale that the user chose stays."""
+    computes_in_float16 = default == "mixed_float16" or (
+        default == default_policy(evidence) and any(layer.compute_dtype == "float16" for layer in evidence.layers)
+    )
+    if not computes_in_float16 or evidence.loss_scaling == "static":
+        return OptimizerNeeds()
+    return OptimizerNeeds(True, evidence.record.model.get("initial_loss_scale") or _KERAS_INITIAL_SCALE)

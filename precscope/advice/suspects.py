@@ -1,0 +1,63 @@
+"""In which order layers are tried in float32: the findings' own, then what they hint at, then the rest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from precscope.advice import keep_float32
+from precscope.formats import FORMATS
+from precscope.origin_records import is_code_id
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from precscope.advice.evidence import Evidence
+    from precscope.advice.finding import Finding
+
+__all__ = ["further_layers", "suspected_layers"]
+
+
+def suspected_layers(findings: Sequence[Finding]) -> tuple[str, ...]:
+    """Return the layers that warnings and errors say to keep in float32, with those that read them, worst first."""
+    return keep_float32(findings)
+
+
+def further_layers(evidence: Evidence, findings: Sequence[Finding]) -> tuple[str, ...]:
+    """Return the other 16-bit layers in the order in which a set that does not suffice grows.
+
+    First the layers that any finding names, whatever it advises and however mild; then the neighbours of all these, for
+    what leaves the range of a layer hurts those that read it; then the model's outputs, and the rest from the loss
+    backwards, where gradients overflow first. Layers that only hand tensors on to the layers inside come last.
+    """
+    suspects = suspected_layers(findings)
+    named = [name for finding in findings for name in (finding.layer, *finding.consumers) if name is not None]
+    graph = evidence.graph
+    near = [
+        neighbour
+        for name in dict.fromkeys((*suspects, *named))
+        if name in graph.by_id
+        for neighbour in (*graph.consumers(name), *graph.producers(name))
+    ]
+    rest = [layer.id for layer in reversed(evidence.layers)]
+    ordered = dict.fromkeys((*named, *near, *graph.outputs(), *rest))
+    narrow = [name for name in ordered if name in graph.by_id and _computes_in_16_bits(evidence, name)]
+    return tuple(name for name in _owners_last(narrow, graph.contents) if name not in suspects)
+
+
+def _computes_in_16_bits(evidence: Evidence, name: str) -> bool:
+    dtype = evidence.graph.by_id[name].compute_dtype
+    if is_code_id(name):
+        return False
+    return dtype in FORMATS and FORMATS[dtype].bits == 16 and evidence.graph.by_id[name].type != "InputLayer"
+
+
+def _owners_last(names: Iterable[str], owners: Iterable[str]) -> Iterator[str]:
+    """Yield what owns no other layer first: a pin on an owner covers all that it owns."""
+    known = set(owners)
+    later = []
+    for name in names:
+        if name in known:
+            later.append(name)
+        else:
+            yield name
+    yield from later

@@ -1,0 +1,254 @@
+"""When a replayed batch agrees with float32: the numbers, the criterion, and the judgement.
+
+A batch is replayed: forward and backward without an update, once in float32 and once under the policy that is judged,
+from the same weights, with the same random draws. What is compared is what the optimizer would receive: the gradients
+of the weights, unscaled.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from precscope.advice.wording import counted, plain, quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Criterion", "JudgedScales", "Measured", "Replay", "VariableComparison", "judge_replay", "scales_to_judge"]
+
+#: So often may a dynamic loss scale halve while it seeks its level: as many steps are skipped, and no more.
+PROBES = 3
+
+
+def _limit(default: float, meaning: str) -> Any:
+    return field(default=default, metadata={"meaning": meaning})
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What a replay has to show to pass.
+
+    The cosine tells how far a gradient has turned, and is blind to its length, so the length has a limit of its own. A
+    whole gradient hides a small variable, so each has a cosine too, with a wider limit: rounding turns the gradient of
+    one variable further than that of all. A variable whose gradient is a negligible part of the whole is not judged
+    alone: a bias before a normalization has a gradient of nothing but rounding errors, in float32 as well.
+    """
+
+    gradient_cosine: float = _limit(0.999, "Least cosine of all weight gradients together to those in float32.")
+    variable_cosine: float = _limit(0.99, "Least cosine of the gradient of each variable.")
+    negligible_norm: float = _limit(
+        1e-4, "Variables with a smaller share of the gradient's length are not judged alone."
+    )
+    gradient_length: float = _limit(0.05, "Most that the whole gradient's length may differ, relative.")
+    loss: float = _limit(0.01, "Most that the loss may differ, relative.")
+    loss_floor: float = _limit(1e-4, "Beside that the loss may differ by so much.")
+
+
+@dataclass(frozen=True)
+class VariableComparison:
+    """One variable's gradient in both passes, unscaled.
+
+    Attributes:
+        layer: Id of the layer that owns it.
+        name: Its name.
+        dot: Scalar product of both.
+        norm_reference: Euclidean norm in float32.
+        norm: Euclidean norm under the policy.
+        finite: Whether every element under the policy is finite.
+    """
+
+    layer: str
+    name: str
+    dot: float
+    norm_reference: float
+    norm: float
+    finite: bool = True
+
+    @property
+    def cosine(self) -> float | None:
+        """The cosine of both; None where one of them is zero or not finite."""
+        product = self.norm_reference * self.norm
+        return self.dot / product if self.finite and 0 < product < math.inf else None
+
+
+@dataclass(frozen=True)
+class Replay:
+    """One batch at one loss scale under one policy, against float32.
+
+    Attributes:
+        step: The train step that the batch is of.
+        loss_scale: The scale that the loss was multiplied by.
+        passed: Whether it agrees with float32.
+        why_not: In words; None where it passed.
+        cosine: Of all weight gradients; None where they are not finite or zero.
+        length_ratio: Length of the gradient by that in float32; None likewise.
+        worst_variable: Layer and variable with the least cosine, of those that count.
+        worst_cosine: That cosine.
+        loss: The unscaled loss; None where it is not finite or not known.
+        loss_reference: The loss in float32; None where it is not known.
+    """
+
+    step: int
+    loss_scale: float
+    passed: bool
+    why_not: str | None
+    cosine: float | None
+    length_ratio: float | None
+    worst_variable: str | None
+    worst_cosine: float | None
+    loss: float | None
+    loss_reference: float | None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one set of layers.
+
+    Attributes:
+        replays: Each batch at each loss scale, judged scales first.
+        judged: How many of them count; the others inform.
+    """
+
+    replays: tuple[Replay, ...]
+    judged: int
+
+    @property
+    def passed(self) -> bool:
+        """Whether every replay that counts passed."""
+        return all(replay.passed for replay in self.replays[: self.judged])
+
+    @property
+    def worst(self) -> Replay:
+        """The judged replay that is farthest from float32: a failed one first, then the least cosine."""
+        return min(self.replays[: self.judged], key=lambda r: (r.passed, -1.0 if r.cosine is None else r.cosine))
+
+
+def judge_replay(
+    comparisons: Sequence[VariableComparison],
+    *,
+    step: int,
+    loss_scale: float,
+    loss: float | None,
+    loss_reference: float | None,
+    outputs_finite: bool,
+    criterion: Criterion,
+) -> Replay:
+    """Return whether one replay passes, and with what numbers."""
+    finite = all(item.finite for item in comparisons)
+    norm_reference = math.hypot(*(item.norm_reference for item in comparisons))
+    norm = math.hypot(*(item.norm for item in comparisons)) if finite else math.nan
+    product = norm_reference * norm
+    cosine = sum(item.dot for item in comparisons) / product if product > 0 else None
+    ratio = norm / norm_reference if finite and norm_reference > 0 else None
+    worst = min(
+        (item for item in comparisons if item.norm_reference > criterion.negligible_norm * norm_reference),
+        key=lambda item: -2.0 if item.cosine is None else item.cosine,
+        default=None,
+    )
+    shown_loss = loss if loss is not None and math.isfinite(loss) else None
+    why_not = (
+        _not_finite(comparisons, outputs_finite, loss)
+        or _turned(cosine, worst, norm_reference, criterion)
+        or _lengthened(ratio, criterion)
+        or _other_loss(loss, loss_reference, criterion)
+    )
+    return Replay(
+        step,
+        loss_scale,
+        why_not is None,
+        why_not,
+        cosine,
+        ratio,
+        None if worst is None else f"{worst.layer}/{worst.name}",
+        None if worst is None else worst.cosine,
+        shown_loss,
+        loss_reference,
+    )
+
+
+def _not_finite(comparisons: Sequence[VariableComparison], outputs_finite: bool, loss: float | None) -> str | None:
+    if not outputs_finite:
+        return "the model's output is not finite"
+    if loss is not None and not math.isfinite(loss):
+        return "the loss is not finite"
+    bad = [item for item in comparisons if not item.finite]
+    if not bad:
+        return None
+    layers = list(dict.fromkeys(item.layer for item in bad))
+    return f"the gradient of {quoted(layers[-1])} is not finite" + (
+        f", nor that of {counted(len(layers) - 1, 'other layer')}" if len(layers) > 1 else ""
+    )
+
+
+def _turned(
+    cosine: float | None, worst: VariableComparison | None, norm_reference: float, criterion: Criterion
+) -> str | None:
+    if cosine is None:
+        return "the gradient is zero and is not in float32" if norm_reference > 0 else None
+    if cosine < criterion.gradient_cosine:
+        return f"the gradient's cosine to float32 is {cosine:.5f}, below {criterion.gradient_cosine:g}"
+    if worst is not None and (worst.cosine is None or worst.cosine < criterion.variable_cosine):
+        what = (
+            "is zero"
+            if worst.cosine is None
+            else f"has the cosine {worst.cosine:.5f}, below {criterion.variable_cosine:g}"
+        )
+        return f"the gradient of {quoted(f'{worst.layer}/{worst.name}')} {what}"
+    return None
+
+
+def _lengthened(ratio: float | None, criterion: Criterion) -> str | None:
+    if ratio is None or abs(ratio - 1) <= criterion.gradient_length:
+        return None
+    return f"the gradient is {plain(ratio)} times as long as in float32"
+
+
+def _other_loss(loss: float | None, reference: float | None, criterion: Criterion) -> str | None:
+    if loss is None or reference is None:
+        return None
+    if abs(loss - reference) <= criterion.loss * abs(reference) + criterion.loss_floor:
+        return None
+    return f"the loss is {plain(loss)}, in float32 {plain(reference)}"
+
+
+@dataclass(frozen=True)
+class JudgedScales:
+    """At which loss scales a policy is replayed.
+
+    Attributes:
+        judged: Where it has to pass.
+        informing: Where it is measured as well.
+    """
+
+    judged: tuple[float, ...]
+    informing: tuple[float, ...] = ()
+
+    @property
+    def all(self) -> tuple[float, ...]:
+        """All of them, the judged ones first."""
+        return self.judged + self.informing
+
+
+def scales_to_judge(initial: float | None, settled: float | None, is_dynamic: bool = True) -> JudgedScales:
+    """Return the loss scales at which a policy has to pass: the one that it begins with, and the one it settles at.
+
+    A dynamic scale that grew is judged at both ends. One that fell by up to three halvings sought its level, at a price
+    of three skipped steps, and is judged there. One that fell further did so because of the fault that is to be cured:
+    it has to pass at the scale it begins with, and the one that was left informs.
+
+    Args:
+        initial: The scale that training begins with; None without loss scaling.
+        settled: The last one seen; None where it is not known.
+        is_dynamic: Whether the scale moves.
+    """
+    if initial is None:
+        return JudgedScales((1.0,))
+    if not is_dynamic or settled is None or settled == initial:
+        return JudgedScales((initial,))
+    if settled > initial:
+        return JudgedScales((initial, settled))
+    if settled * 2**PROBES >= initial:
+        return JudgedScales((settled,), (initial,))
+    return JudgedScales((initial,), (settled,) if settled >= 1 else ())

@@ -1,0 +1,277 @@
+"""Replays batches under dtype policies and compares what the optimizer would receive with float32."""
+
+from __future__ import annotations
+
+import time
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import tensorflow as tf
+
+from precscope.errors import PrecScopeError
+from precscope.formats import FORMATS
+from precscope.probes import keras_internals
+from precscope.probes.allocator import AllocatorMemory
+from precscope.probes.flip_check import watch_flips
+from precscope.probes.layer_policies import model_layers
+from precscope.probes.shadow_step import ShadowStep, observed_layers
+from precscope.replay import Criterion, JudgedScales, Measured, Replay, VariableComparison, judge_replay
+from precscope.spread import spread_of
+from precscope.verification import PricedPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from precscope.probes.shadow_step import ShadowResult, ShadowTrace
+
+__all__ = ["ReplayBatch", "Replayer"]
+
+_FINITE = "outputs finite"
+_LEAST_PASSES, _MOST_PASSES = 7, 51  # that are timed of each setting: enough for a median and its quartiles
+_LONGEST_S = 10.0  # no more passes are timed than fit, beyond the least
+
+
+@dataclass(frozen=True)
+class ReplayBatch:
+    """A batch to replay.
+
+    Attributes:
+        step: The train step that it is of.
+        args: What the train step is given.
+        kwargs: Likewise.
+        weights: Weights and states of seeds to replay it with, in the order of `keras_internals.state_variables`; None
+            for those that the model has.
+    """
+
+    step: int
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    weights: Sequence[Any] | None = None
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """A batch, and what it gave in float32."""
+
+    batch: ReplayBatch
+    result: ShadowResult
+
+
+@dataclass
+class _Tried:
+    """One setting of policies, traced once."""
+
+    step: ShadowStep
+    casts: int | None = None
+    unflipped: Mapping[str, str] = field(default_factory=dict)
+
+
+class Replayer:
+    """Runs forward and backward passes of `model` on kept batches; the model stays as it is.
+
+    Args:
+        model: A built Keras model.
+        optimizer: Its optimizer, built.
+        step: The train step, where it is not `model.train_step`.
+        criterion: What a replay has to show.
+
+    Attributes:
+        unflipped: Why layers did not follow a policy that was set, by id.
+        skipped: Steps of batches that cannot be compared, for they are not finite in float32 either.
+    """
+
+    def __init__(
+        self, model: Any, optimizer: Any, step: Callable[..., Any] | None = None, criterion: Criterion | None = None
+    ) -> None:
+        self.unflipped: dict[str, str] = {}
+        self.skipped: list[int] = []
+        self._model = model
+        self._optimizer = optimizer
+        self._step = step
+        self._criterion = criterion or Criterion()
+        self._references: list[_Reference] = []
+        self._tried: dict[frozenset[tuple[str, str]], _Tried] = {}
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """The train steps whose batches are compared."""
+        return tuple(reference.batch.step for reference in self._references)
+
+    def set_reference(self, batches: Sequence[ReplayBatch], policies: Mapping[str, str]) -> None:
+        """Replay `batches` under the policies that the others are compared with: float32.
+
+        Raises:
+            PrecScopeError: No batch gives finite gradients, or the step hands no gradients to its optimizer.
+        """
+        self._references, self.skipped = [], []
+        for batch in batches:
+            result = self._run(self._step_for(policies), batch, 1.0)
+            if not result.gradients:
+                raise PrecScopeError(
+                    "The train step was replayed, but no gradient reached its optimizer in a way that can be followed. "
+                    "Verify a model that is trained with fit, or whose step calls optimizer.apply_gradients itself."
+                )
+            comparisons = _compare(result, result)
+            if all(item.finite for item in comparisons) and any(item.norm_reference > 0 for item in comparisons):
+                self._references.append(_Reference(batch, result))
+            else:
+                self.skipped.append(batch.step)
+        if not self._references:
+            raise PrecScopeError(
+                f"None of the {len(batches)} batches gives finite gradients in float32 (steps "
+                f"{', '.join(map(str, self.skipped))}), so there is nothing to compare with. The weights are lost or "
+                "the data is not finite: verify with weights from before."
+            )
+
+    def measure(self, policies: Mapping[str, str], scales: JudgedScales) -> Measured:
+        """Replay every batch at every loss scale under `policies`, by layer id, and judge it."""
+        replays = [self._replay(policies, reference, scale) for scale in scales.all for reference in self._references]
+        return Measured(tuple(replays), len(scales.judged) * len(self._references))
+
+    def price(self, settings: Mapping[str, Mapping[str, str]], scale: float) -> tuple[dict[str, PricedPolicy], int]:
+        """Time passes of the first batch under each of the settings, by name, in turn, so that drifts hit all alike.
+
+        Return what each costs, and how many passes of each were timed. Each is traced and has run before it is timed.
+        The time holds what a replay saves and restores; that is the same for all of them.
+        """
+        batch = self._references[0].batch
+        times_ms: dict[str, list[float]] = {name: [] for name in settings}
+        peaks = dict.fromkeys(settings, 0)
+        memory = AllocatorMemory("GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0")
+        with self._weights_of(batch):
+            for policies in settings.values():
+                self._step_for(policies).run(*batch.args, loss_scale=scale, **batch.kwargs)
+            began_s = time.perf_counter()
+            for done in range(_MOST_PASSES):
+                if done >= _LEAST_PASSES and time.perf_counter() - began_s > _LONGEST_S:
+                    break
+                for name, policies in settings.items():
+                    memory.reset()
+                    start_ns = time.perf_counter_ns()
+                    result = self._step_for(policies).run(*batch.args, loss_scale=scale, **batch.kwargs)
+                    _wait_for(result)
+                    times_ms[name].append((time.perf_counter_ns() - start_ns) / 1e6)
+                    peaks[name] = max(peaks[name], (memory.read() or (0, 0))[1])
+        prices = {
+            name: _priced(times_ms[name], peaks[name], self._tried[_key(policies)].casts)
+            for name, policies in settings.items()
+        }
+        return prices, min(map(len, times_ms.values()))
+
+    def _replay(self, policies: Mapping[str, str], reference: _Reference, scale: float) -> Replay:
+        batch = reference.batch
+        try:
+            result = self._run(self._step_for(policies), batch, scale)
+        except tf.errors.ResourceExhaustedError:
+            raise
+        except Exception as error:  # a custom layer that takes no mix of dtypes: a set that does not work
+            words = " ".join(str(error).split())[:200]
+            why_not = f"the step failed under it: {type(error).__name__}: {words}"
+            return Replay(batch.step, scale, False, why_not, None, None, None, None, None, reference.result.loss)
+        return judge_replay(
+            _compare(reference.result, result),
+            step=batch.step,
+            loss_scale=scale,
+            loss=result.loss,
+            loss_reference=reference.result.loss,
+            outputs_finite=bool(result.kept.get(_FINITE, True)),
+            criterion=self._criterion,
+        )
+
+    def _run(self, step: ShadowStep, batch: ReplayBatch, scale: float) -> ShadowResult:
+        with self._weights_of(batch):
+            return step.run(*batch.args, loss_scale=scale, **batch.kwargs)
+
+    def _step_for(self, policies: Mapping[str, str]) -> ShadowStep:
+        key = _key(policies)
+        if key not in self._tried:
+            self._tried[key] = tried = _Tried(
+                ShadowStep(
+                    self._model,
+                    self._optimizer,
+                    self._step,
+                    policies,
+                    taps=lambda trace: self._watched(tried, trace),
+                )
+            )
+        return self._tried[key].step
+
+    @contextmanager
+    def _watched(self, tried: _Tried, trace: ShadowTrace) -> Iterator[None]:
+        """Look at the outputs of model and layers while a step is traced, and count its casts at the end."""
+        finite = []
+
+        def observe(key: Any, call: int, tensor: Any) -> None:
+            if key.kind == "activation":
+                finite.append(tf.reduce_all(tf.math.is_finite(tensor)))
+                trace.keep(_FINITE, tf.reduce_all(tf.stack(finite)))
+
+        layers = model_layers(self._model)
+        with ExitStack() as stack:
+            watch = stack.enter_context(watch_flips(layers))
+            stack.callback(lambda: self.unflipped.update(watch.unflipped))
+            stack.enter_context(observed_layers({keras_internals.MODEL_ID: self._model}, trace, observe))
+            yield
+            tried.casts = _count_casts(keras_internals.current_graph())
+
+    @contextmanager
+    def _weights_of(self, batch: ReplayBatch) -> Iterator[None]:
+        """Give the model the weights that the batch was kept with, and its own ones back."""
+        if batch.weights is None:
+            yield
+            return
+        variables = [variable for _, variable in keras_internals.state_variables(self._model)]
+        before = [tf.identity(variable.value) for variable in variables]
+        try:
+            for variable, value in zip(variables, batch.weights, strict=True):
+                variable.assign(value)
+            yield
+        finally:
+            for variable, value in zip(variables, before, strict=True):
+                variable.assign(value)
+
+
+def _key(policies: Mapping[str, str]) -> frozenset[tuple[str, str]]:
+    return frozenset(policies.items())
+
+
+def _compare(reference: ShadowResult, result: ShadowResult) -> list[VariableComparison]:
+    """Compare unscaled gradients, in float64: a product of two small float32 numbers may be too small for float32."""
+    found = []
+    for key, expected in reference.gradients.items():
+        gradient = result.gradients.get(key)
+        if gradient is None:
+            continue
+        one = tf.cast(expected, tf.float64) / reference.loss_scale
+        other = tf.cast(gradient, tf.float64) / result.loss_scale
+        numbers = tf.stack(
+            [
+                tf.reduce_sum(one * other),
+                tf.norm(one),
+                tf.norm(other),
+                tf.cast(tf.reduce_all(tf.math.is_finite(other)), tf.float64),
+            ]
+        )
+        dot, norm_reference, norm, finite = (float(number) for number in numbers.numpy())
+        found.append(VariableComparison(key.layer, key.name, dot, norm_reference, norm, bool(finite)))
+    return found
+
+
+def _count_casts(graph: Any) -> int:
+    """Return how many operations of the step, outside loops, cast from one floating-point dtype to another."""
+    casts = (op for op in graph.get_operations() if op.type == "Cast")
+    return sum(op.inputs[0].dtype.name in FORMATS and op.outputs[0].dtype.name in FORMATS for op in casts)
+
+
+def _wait_for(result: ShadowResult) -> None:
+    """Return when the device has computed the gradients."""
+    tf.add_n([tf.cast(tf.reshape(gradient, [-1])[0], tf.float32) for gradient in result.gradients.values()]).numpy()
+
+
+def _priced(times_ms: Sequence[float], peak_bytes: int, casts: int | None) -> PricedPolicy:
+    spread = spread_of(times_ms)
+    memory_mib = peak_bytes / 2**20 if peak_bytes else None
+    if spread is None:
+        return PricedPolicy(None, None, memory_mib, casts)
+    return PricedPolicy(spread.median, (spread.upper_quartile - spread.lower_quartile) / 2, memory_mib, casts)

@@ -1,0 +1,132 @@
+"""What a verification showed, in words: the same in the terminal and in the page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from precscope.advice.proposal import verdict_sentence
+from precscope.advice.wording import counted, listed, plain, quoted
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from precscope.policy import Price
+    from precscope.replay import Measured
+    from precscope.verification import PricedPolicy, Verification
+
+__all__ = ["ProofView", "proof_view"]
+
+_MOST_PINS, _MOST_LEFT_OUT = 6, 3
+
+
+@dataclass(frozen=True)
+class ProofView:
+    """A proof.
+
+    Attributes:
+        proven: Whether it is one.
+        sentence: The outcome.
+        rows: What was measured, as labels and texts.
+    """
+
+    proven: bool
+    sentence: str
+    rows: tuple[tuple[str, str], ...]
+
+
+def proof_view(verification: Verification | None) -> ProofView | None:
+    """Return what there is to say about a verification; None where there is none."""
+    if verification is None:
+        return None
+    return ProofView(verification.proven, verdict_sentence(verification), tuple(_rows(verification)))
+
+
+def _rows(proof: Verification) -> Iterator[tuple[str, str]]:
+    needed = f"needs {proof.criterion.gradient_cosine:g}"
+    before = f"cosine to float32, plain {proof.default}: {_cosine(proof.before)}"
+    if proof.after is None or proof.nothing_needed:
+        yield "gradient", f"{before} ({needed})"
+    else:
+        yield "gradient", f"{before}"
+        yield "", f"with {listed(proof.pins)} in float32: {_cosine(proof.after)} ({needed})"
+    if (worst := (proof.after or proof.before).worst).worst_variable is not None and worst.worst_cosine is not None:
+        of = f"farthest off: {quoted(worst.worst_variable)}, {_digits(worst.worst_cosine)}"
+        yield "", f"{of} (needs {proof.criterion.variable_cosine:g})"
+    yield "loss scale", _scales(proof)
+    if proof.bfloat16 is not None:
+        yield "instead", f"mixed_bfloat16 with nothing pinned: {_cosine(proof.bfloat16)} ({needed})"
+    yield from _prices(proof)
+    yield "replayed", _replayed(proof)
+    for name, reason in list(proof.left_out.items())[:_MOST_LEFT_OUT]:
+        yield "not tried", f"{quoted(name)}: {reason}"
+    if len(proof.left_out) > _MOST_LEFT_OUT:
+        yield "", f"{len(proof.left_out) - _MOST_LEFT_OUT} more layers could not be tried"
+
+
+def _cosine(measured: Measured) -> str:
+    worst = measured.worst
+    if worst.passed or worst.cosine is not None:
+        number = "none" if worst.cosine is None else _digits(worst.cosine)
+        return number if worst.passed or worst.why_not is None else f"{number}: {worst.why_not}"
+    return worst.why_not or "none"
+
+
+def _digits(cosine: float) -> str:
+    """Return a cosine with as many digits as tell it from 1."""
+    distance = 1 - cosine
+    return f"{cosine:.4f}" if distance >= 1e-3 else f"{cosine:.6f}" if distance >= 1e-6 else "1.000000"
+
+
+def _scales(proof: Verification) -> str:
+    measured = proof.after or proof.before
+    judged = list(dict.fromkeys(replay.loss_scale for replay in measured.replays[: measured.judged]))
+    text = f"judged at {' and '.join(f'{scale:,g}' for scale in judged)}"
+    others = dict.fromkeys(replay.loss_scale for replay in measured.replays[measured.judged :])
+    for scale in others:
+        plain_ones = [r for r in proof.before.replays[proof.before.judged :] if r.loss_scale == scale]
+        state = "passes" if all(replay.passed for replay in plain_ones) else "fails"
+        text += f"; at {scale:,g} plain mixed precision {state}" if plain_ones else ""
+    return text
+
+
+def _prices(proof: Verification) -> Iterator[tuple[str, str]]:
+    plain_price, policy, float32 = (proof.prices.get(name) for name in ("plain", "policy", "float32"))
+    if plain_price is None or policy is None or float32 is None or plain_price.time_ms is None:
+        return
+    yield "price", f"plain {_priced(plain_price)}; float32 throughout {_priced(float32)}"
+    if not proof.pins:
+        return
+    noise = (plain_price.time_noise_ms or 0) + (policy.time_noise_ms or 0)
+    yield "", f"this policy {_priced(policy)}: {_difference(policy.beside(plain_price), noise, plain_price.time_ms)}"
+    if len(proof.pins) > 1:
+        for pin in proof.pins[:_MOST_PINS]:
+            if pin in proof.pin_prices:
+                yield "", f"{quoted(pin)} alone: {_difference(proof.pin_prices[pin], noise, plain_price.time_ms)}"
+
+
+def _priced(price: PricedPolicy) -> str:
+    parts = [] if price.time_ms is None else [f"{plain(price.time_ms)} ms"]
+    parts += [] if price.memory_mib is None else [f"{plain(price.memory_mib)} MiB"]
+    parts += [] if price.casts is None else [counted(price.casts, "cast")]
+    return ", ".join(parts)
+
+
+def _difference(price: Price, noise_ms: float, of_ms: float) -> str:
+    parts = []
+    if price.time_ms is not None:
+        seen = abs(price.time_ms) > noise_ms
+        percent = f" ({price.time_ms / of_ms:+.0%})" if of_ms else ""
+        parts.append(f"{price.time_ms:+.2g} ms{percent}" if seen else f"no difference in time above ±{noise_ms:.2g} ms")
+    parts += [] if price.memory_mib is None else [f"{price.memory_mib:+.3g} MiB"]
+    parts += [] if price.casts is None else [f"{price.casts:+d} casts"]
+    return ", ".join(parts)
+
+
+def _replayed(proof: Verification) -> str:
+    steps = ", ".join(f"{step:,}" for step in proof.batches)
+    return (
+        f"{'batch' if len(proof.batches) == 1 else 'batches'} of step {steps}, weights {proof.weights}; "
+        f"{counted(proof.trials, 'set')} of layers tried. Prices are medians of {proof.timed_passes} passes forward "
+        f"and backward, measured without the update and without XLA, on {proof.device}."
+    )

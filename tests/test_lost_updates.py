@@ -1,0 +1,19 @@
+"""Counting updates that were lost, also where a gradient's shape is not known while the step is traced."""
+
+from __future__ import annotations
+
+import numpy as np
+import tensorflow as tf
+
+from precscope.probes.lost_updates import count_lost_updates
+
+
+def test_a_gradient_of_unknown_shape_is_counted_as_its_weight_is() -> None:
+    before, after = tf.constant([[1.0, 2.0], [3.0, 4.0]]), tf.constant([[1.0, 2.5], [3.0, 4.0]])
+
+    @tf.function(input_signature=[tf.TensorSpec(None)])
+    def counted(gradient: tf.Tensor) -> tf.Tensor:
+        return count_lost_updates([(before, after, gradient), (before, before, tf.zeros([2, 2]))])
+
+    gradient = np.array([[0.5, 1.0], [0.0, np.nan]], np.float32)
+    assert counted(gradient).numpy().tolist() == [[3, 2], [0, 0]]
