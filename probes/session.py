@@ -20,6 +20,7 @@ from precscope.probes.environment import describe_hardware, describe_model, desc
 from precscope.probes.health import Health
 from precscope.probes.keeper import Keeper
 from precscope.probes.legacy import add_legacy_note, check_loss_scale_arguments
+from precscope.probes.lint_checks.optimizer import check_loss_scaling
 from precscope.probes.live_process import LiveProcess
 from precscope.probes.loss_scale_poll import LossScalePoll
 from precscope.probes.measurements import Measurements
@@ -305,6 +306,9 @@ class Session:
             self._optimizer, names, recorder, weights=self.options.weights, gradients=self.options.gradients
         )
         self._optimizer_taps = optimizer_taps
+        for finding in check_loss_scaling(dict(keras_internals.walk_layers(self._model)), self._optimizer):
+            if finding.severity == "error":
+                self._tell("warning", f"{finding.sentence} {finding.advice}")
         layer_taps = LayerTaps(self._records.plans, recorder, self._records.selects_between)
         self._records.between.append(layer_taps.between)
         return layer_taps, optimizer_taps
