@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from precscope.database import FIRST_ROW, last_row, open_database, select_after
 from precscope.device_records import DeviceInfo, DeviceSample
+from precscope.origin_records import OriginRecord
 from precscope.records import (
     CostRecord,
     LayerRecord,
     LossScaleRecord,
     NoticeRecord,
+    ProgressRecord,
     SampleRecord,
     StepTimeRecord,
     TensorRecord,
@@ -80,6 +82,8 @@ class WorkerTail:
         notices: The last ones.
         costs: By kind, as they were written last.
         step_times: Measured stretches of plain steps, thinned.
+        origins: Where values turned non-finite.
+        progress: How far the training was at each look.
         devices: By id.
         device_samples: The devices' states by id, thinned.
         is_behind: Whether there was more than one look reads.
@@ -96,6 +100,8 @@ class WorkerTail:
         self.notices: deque[NoticeRecord] = deque(maxlen=RECENT)
         self.costs: tuple[CostRecord, ...] = ()
         self.step_times: Thinned[StepTimeRecord] = Thinned(_SERIES)
+        self.origins: tuple[OriginRecord, ...] = ()
+        self.progress: Thinned[ProgressRecord] = Thinned(_SERIES)
         self.devices: dict[str, DeviceInfo] = {}
         self.device_samples: dict[str, Thinned[DeviceSample]] = {}
         self.is_behind = False
@@ -138,7 +144,7 @@ class WorkerTail:
             tuple(self.devices.values()),
             tuple(item for series in self.device_samples.values() for item in series.items()),
             {},
-            (),
+            self.origins,
             first_sample=last[0].index if last else 0,
         )
 
@@ -153,6 +159,13 @@ class WorkerTail:
         self.loss_scales.extend(looks)
         self.step_times.extend(stretches)
         changed += [bool(looks), bool(stretches)]
+        # These are written anew, not added to.
+        origins, _ = select_after(connection, OriginRecord, FIRST_ROW)
+        progress, _ = select_after(connection, ProgressRecord, FIRST_ROW)
+        changed += [origins != self.origins, bool(progress) and progress[0] != self.progress.last]
+        self.origins = origins
+        if changed[-1]:
+            self.progress.extend(progress)
         notices = self._after(connection, NoticeRecord)
         self.notices.extend(notices)
         costs, _ = select_after(connection, CostRecord, FIRST_ROW)
