@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         TensorKind,
         TensorRecord,
     )
+    from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
     from precscope.reports.figures import Figures
 
 __all__ = ["Run", "merge_workers", "open_run"]
@@ -78,6 +79,8 @@ class Run:
         devices: The devices of the process, GPUs or else the host.
         device_samples: Their state, in the order of time.
         results: Metrics at the end of each epoch, by name, as Keras' history has them; empty without one.
+        reference_steps: Reference steps in float32, in the order of time; none unless `reference` was set.
+        reference: What each measured, tensor by tensor.
         origins: Where values turned infinite or NaN, in the order in which that was found; empty where none did.
     """
 
@@ -96,6 +99,8 @@ class Run:
     devices: tuple[DeviceInfo, ...]
     device_samples: tuple[DeviceSample, ...]
     results: dict[str, list[float]]
+    reference_steps: tuple[ReferenceStepRecord, ...]
+    reference: tuple[ReferenceRecord, ...]
     origins: tuple[OriginRecord, ...]
     _workers: tuple[_PlacedWorker, ...]
 
@@ -311,6 +316,8 @@ def merge_workers(directory: Path, record: RunRecord, alive: bool | None, worker
         devices=tuple({item.id: item for worker in workers for item in worker.devices}.values()),
         device_samples=tuple(item for worker in workers for item in worker.device_samples),
         results=next((worker.results for worker in workers if worker.results), {}),
+        reference_steps=tuple(item for worker in workers for item in worker.reference_steps),
+        reference=tuple(item for worker in workers for item in worker.reference),
         origins=tuple(origin for worker in workers for origin in worker.origins),
         _workers=tuple(placed),
     )

@@ -14,6 +14,7 @@ from precscope.advice import analyze
 from precscope.device_records import DeviceInfo, DeviceSample
 from precscope.layer_time import LayerTime
 from precscope.op_records import OpRecord
+from precscope.origin_records import OriginRecord
 from precscope.records import (
     SCALAR_DTYPE,
     CostRecord,
@@ -155,6 +156,7 @@ _MAKERS: dict[str, Callable[[Run], Iterator[Column]]] = {
     "histograms": _histograms,
     "loss_scales": _records(LossScaleRecord, lambda run: run.loss_scales),
     "findings": _findings,
+    "origins": _records(OriginRecord, lambda run: run.origins),
     "metrics": _metrics,
     "step_times": _records(StepTimeRecord, lambda run: run.step_times),
     "layer_times": _records(LayerTime, lambda run: run.layer_times()),

@@ -27,6 +27,7 @@ from precscope.records import (
     StepTimeRecord,
     TensorRecord,
 )
+from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
 from precscope.run_failures import damaged
 from precscope.sample_arrays import decode_histograms, decode_indices, decode_scalars
 from precscope.statistics import HISTOGRAM_BINS
@@ -68,6 +69,8 @@ class Worker:
         devices: In the order of writing.
         device_samples: In the order of time.
         results: Metrics at the end of each epoch, by name.
+        reference_steps: In the order of writing.
+        reference: What they measured, in the order of writing.
         origins: Where values turned non-finite, in the order of finding.
         first_sample: Number of the first of `samples` in the file: above 0 where only the last ones are looked at.
     """
@@ -85,7 +88,9 @@ class Worker:
     devices: tuple[DeviceInfo, ...]
     device_samples: tuple[DeviceSample, ...]
     results: dict[str, list[float]]
-    origins: tuple[OriginRecord, ...]
+    reference_steps: tuple[ReferenceStepRecord, ...] = ()
+    reference: tuple[ReferenceRecord, ...] = ()
+    origins: tuple[OriginRecord, ...] = ()
     first_sample: int = 0
 
     def scalars(self) -> NDArray[np.void]:
@@ -153,6 +158,8 @@ def read_worker(path: Path) -> Worker:
             select(connection, DeviceInfo),
             select(connection, DeviceSample),
             select_results(connection),
+            select(connection, ReferenceStepRecord),
+            select(connection, ReferenceRecord),
             select(connection, OriginRecord),
         )
 

@@ -19,6 +19,7 @@ from precscope.records import (
     StepTimeRecord,
     TensorRecord,
 )
+from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
 from precscope.thinned import Thinned
 from precscope.worker import Worker, samples_after, scalars_after
 
@@ -40,6 +41,7 @@ __all__ = ["RECENT", "FreshSample", "WorkerTail"]
 _SERIES = 512
 #: The samples and notices that are kept whole, and of how many new samples a look reads the scalars at most.
 RECENT = 32
+_REFERENCE_STEPS = 4
 #: Rows of a table that one look reads at most: a transaction that stays short never delays the writer's checkpoint.
 _ROWS_A_LOOK = 5000
 #: Rows of devices that are read once more: of one look at all of them, as many GPUs as a machine has.
@@ -84,6 +86,8 @@ class WorkerTail:
         step_times: Measured stretches of plain steps, thinned.
         origins: Where values turned non-finite.
         progress: How far the training was at each look.
+        reference_steps: The last reference steps in float32.
+        reference: What these measured.
         devices: By id.
         device_samples: The devices' states by id, thinned.
         is_behind: Whether there was more than one look reads.
@@ -102,6 +106,8 @@ class WorkerTail:
         self.step_times: Thinned[StepTimeRecord] = Thinned(_SERIES)
         self.origins: tuple[OriginRecord, ...] = ()
         self.progress: Thinned[ProgressRecord] = Thinned(_SERIES)
+        self.reference_steps: deque[ReferenceStepRecord] = deque(maxlen=_REFERENCE_STEPS)
+        self.reference: list[ReferenceRecord] = []
         self.devices: dict[str, DeviceInfo] = {}
         self.device_samples: dict[str, Thinned[DeviceSample]] = {}
         self.is_behind = False
@@ -143,8 +149,10 @@ class WorkerTail:
             (),
             tuple(self.devices.values()),
             tuple(item for series in self.device_samples.values() for item in series.items()),
-            {},
-            self.origins,
+            results={},
+            reference_steps=tuple(self.reference_steps),
+            reference=tuple(self.reference),
+            origins=self.origins,
             first_sample=last[0].index if last else 0,
         )
 
@@ -166,6 +174,7 @@ class WorkerTail:
         self.origins = origins
         if changed[-1]:
             self.progress.extend(progress)
+        changed.append(self._read_reference(connection))
         notices = self._after(connection, NoticeRecord)
         self.notices.extend(notices)
         costs, _ = select_after(connection, CostRecord, FIRST_ROW)
@@ -189,6 +198,15 @@ class WorkerTail:
             self._scalars = self._sample
         return True
 
+    def _read_reference(self, connection: sqlite3.Connection) -> bool:
+        steps, tensors = self._after(connection, ReferenceStepRecord), self._after(connection, ReferenceRecord)
+        if not steps and not tensors:
+            return False
+        self.reference_steps.extend(steps)
+        kept = {(step.step, step.moment) for step in self.reference_steps}
+        self.reference = [item for item in (*self.reference, *tensors) if (item.step, item.moment) in kept]
+        return True
+
     def _read_devices(self, connection: sqlite3.Connection) -> bool:
         for device in (devices := self._after(connection, DeviceInfo)):
             self.devices[device.id] = device
@@ -205,7 +223,7 @@ class WorkerTail:
 
     def _after(self, connection: sqlite3.Connection, cls: type[Record]) -> tuple[Record, ...]:
         """Return the next records of a class that were not read yet."""
-        most = -1 if cls in (LayerRecord, TensorRecord) else _ROWS_A_LOOK
+        most = -1 if cls in (LayerRecord, TensorRecord, ReferenceRecord) else _ROWS_A_LOOK
         records, self._rows[cls] = select_after(connection, cls, self._rows.get(cls, FIRST_ROW), most)
         self.is_behind |= len(records) == most
         return records

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
         StepTimeRecord,
         TensorRecord,
     )
+    from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
 
 __all__ = ["RunWriter"]
 
@@ -209,6 +210,10 @@ class RunWriter:
         """Delete every second look at the devices: the second, the fourth, ... in the order of time."""
         with self._writing() as connection:
             connection.execute(_THIN)
+
+    def add_reference(self, step: ReferenceStepRecord, records: Iterable[ReferenceRecord]) -> None:
+        """Add a reference step and what it measured."""
+        self._insert([step, *records])
 
     def set_results(self, results: Mapping[str, Sequence[float]]) -> None:
         """Store what each metric was at the end of each epoch; a metric that is known is replaced."""

@@ -85,7 +85,7 @@ class InstrumentedStep:
         def prepare() -> tuple[Recorder, Callable[[], Any]]:
             recorder, probed = self._prepare()
             if self._handout is not None:
-                self._handout.put(*args, **kwargs)
+                self._handout.put(self.plain, args, kwargs)
             return recorder, lambda: probed(*args, **kwargs)
 
         return loop.run(prepare, lambda: self.plain(*args, **kwargs), count=False)

@@ -174,8 +174,11 @@ def set_own_policy(layer: Any, policy: Any) -> Callable[[], None]:
 def refresh_dtype_cache(layer: Any) -> Callable[[], None]:
     """Bring what a layer keeps in its compute dtype to the present policy; return a function that undoes it.
 
-    Among Keras' layers that is Normalization alone, which keeps mean and variance as constants.
+    Normalization keeps mean and variance as constants. A Sequential or functional model inside another casts its input
+    to the dtype of its first symbolic tensor, which is that of the layer before it when it was built.
     """
+    if has_named_layers(layer) and layer.compute_dtype == "float32":
+        return _widen_inputs(layer)
     if not isinstance(layer, keras.layers.Normalization) or getattr(layer, "mean", None) is None:
         return lambda: None
     before = layer.mean, layer.variance
@@ -188,6 +191,21 @@ def refresh_dtype_cache(layer: Any) -> Callable[[], None]:
 
     def undo() -> None:
         layer.mean, layer.variance = before
+
+    return undo
+
+
+def _widen_inputs(model: Any) -> Callable[[], None]:
+    """Let a Sequential or functional model take float32 where it was built for 16 bits; return what undoes it."""
+    functional = getattr(model, "_functional", None) if isinstance(model, keras.Sequential) else model
+    narrow = [x for x in getattr(functional, "_inputs", ()) if x.dtype in ("float16", "bfloat16")]
+    before = [(x, x._dtype) for x in narrow]
+    for x in narrow:
+        x._dtype = "float32"
+
+    def undo() -> None:
+        for x, dtype in before:
+            x._dtype = dtype
 
     return undo
 

@@ -26,6 +26,7 @@ from precscope.probes.measurements import Measurements
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.optimizer_taps import OptimizerTaps
 from precscope.probes.origin_watch import OriginWatch
+from precscope.probes.reference_schedule import ReferenceSchedule
 from precscope.probes.sampling_loop import SampledStep, SamplingLoop
 from precscope.probes.taps import LayerTaps
 from precscope.probes.train_function import ChoosingTrainFunction
@@ -104,6 +105,7 @@ class Session:
         self._optimizer_taps: OptimizerTaps | None = None
         self._handout: BatchHandout | None = None  # where somebody wants batches
         self._batches: BatchKeeping | None = None
+        self._reference: ReferenceSchedule | None = None
         self._tripwire: Tripwire | None = None
         self._live: LiveProcess | None = None
 
@@ -132,10 +134,15 @@ class Session:
         self._loss_scale.noticed = self._origins.noticed
         if self.options.tripwire:
             self._set_tripwire(writer.path)
-        if self.options.keep_batches_mib:
+        if self.options.reference or self.options.keep_batches_mib:
             self._handout = BatchHandout()
+        if self.options.keep_batches_mib:
             self._batches = BatchKeeping(
                 writer.path, self.options.keep_batches_mib, lambda message: self._tell("warning", message)
+            )
+        if self.options.reference and self._handout is not None:
+            self._reference = ReferenceSchedule(
+                self._model, lambda: self._optimizer, self.options, self._loop, self._keeper, self._handout
             )
         self._measurements = Measurements(self._model, lambda: self._optimizer, self.options, self._loop, self._keeper)
         self._keeper.keep_layers()
@@ -162,6 +169,8 @@ class Session:
                 self._tripwire.look()
             self._loss_scale.look()
             self._tell_of_silence(status)
+            if self._reference is not None and status == "finished":
+                self._reference.at_end()
         except Exception as failure:  # a device that is gone, say: the training's own exception must go on
             self._tell("warning", f"how the run ended could not be recorded: {type(failure).__name__}: {failure}")
         finally:
@@ -343,8 +352,8 @@ class Session:
             return
         self._keep_sample(sampled, sampled.reading)
 
-    def _read_weights(self) -> list[Any]:
-        return [weight.value for weight in self._model.weights]
+    def _read_weights(self) -> dict[str, Any]:
+        return {name: variable.value for name, variable in keras_internals.state_variables(self._model)}
 
     def _flush(self, loss: Any = None) -> None:
         if self._pending is not None:

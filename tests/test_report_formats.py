@@ -18,9 +18,12 @@ from precscope.advice import Evidence
 from precscope.cli import main
 from precscope.commands.report import _ORDERS, report
 from precscope.op_records import OpRecord, ProfiledWindow
+from precscope.origin_records import OriginRecord
+from precscope.replay import Criterion, Measured, Replay
 from precscope.reports.layer_order import ORDERS
 from precscope.reports.report_data import report_data
 from precscope.reports.report_formats import as_json, as_markdown
+from precscope.verification import Verification, write_verification
 from precscope.writer import RunWriter
 from tests.core_fixtures import layer_record, run_record
 from tests.synthetic_runs import SyntheticRun, healthy, layer, values, with_bad
@@ -67,12 +70,46 @@ def timed(path):
     return path
 
 
+def proven(path):
+    """A run with a proof and an origin."""
+    writer = RunWriter.create(path, run_record())
+    writer.add_layers([layer_record("first")])
+    writer.add_origin(OriginRecord(0, 7, "layer", "forward", "first", bad_weights=("first/kernel",), epoch=1))
+    writer.close("finished")
+
+    def replay(cosine):
+        return Measured((Replay(7, 1024.0, True, None, cosine, 1.0, None, None, 0.5, 0.5),), 1)
+
+    proof = Verification(
+        proven=True,
+        is_minimal=False,
+        default="mixed_float16",
+        pins=("first",),
+        suspects=("first",),
+        left_out={},
+        batches=(7, 9),
+        weights="of the last batch",
+        before=replay(None),
+        after=replay(0.9995),
+        trials=2,
+        criterion=Criterion(),
+        prices={},
+        pin_prices={},
+        timed_passes=0,
+        device="CPU",
+        unix_s=1.0,
+    )
+    write_verification(path, proof)
+    return path
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     where = tmp_path_factory.mktemp("runs")
     for name, run in SYNTHETIC.items():
         run.write(where / name)
     timed(where / "timed")
+    proven(where / "proven")
     return where
 
 
@@ -87,7 +124,7 @@ def strict(text):
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
-@pytest.mark.parametrize("name", [*SYNTHETIC, "timed"])
+@pytest.mark.parametrize("name", [*SYNTHETIC, "timed", "proven"])
 def test_json_and_yaml_hold_to_the_schema(folder, schema, name):
     text = printed(folder / name, "--format", "json")
     content = strict(text)
@@ -138,6 +175,23 @@ def test_what_the_data_say(folder):
     assert content["loss_scale"]["steps_skipped"] == 6
     assert content["loss_scale"]["skips"][0]["cause"] == "forward_overflow"
     assert content["cost"]["time_ns"] == 3_290_000_000
+
+
+def test_proof_and_origin(folder):
+    content = strict(printed(folder / "proven", "--format", "json"))
+    assert content["proof"] == {
+        "proven": True,
+        "minimal": False,
+        "default": "mixed_float16",
+        "keep_float32": ["first"],
+        "cosine_before": None,
+        "cosine_after": 0.9995,
+        "least_cosine": Criterion().gradient_cosine,
+        "batches": 2,
+        "device": "CPU",
+    }
+    (origin,) = content["origins"]
+    assert (origin["step"], origin["layer"], origin["bad_weights"]) == (7, "first", ["first/kernel"])
 
 
 def test_nothing_is_nothing(folder):
@@ -211,11 +265,13 @@ def test_markdown_of_hostile_names_only_shows(tmp_path):
         (layer(evil),), [{f"activation {evil}": with_bad(values(), math.inf)}], status="failed", error=evil
     ).read(tmp_path / "run")
     text = as_markdown(report_data(Evidence(run)))
-    outside = re.sub(r"`[^`\n]*`", "", text.replace("```python", "").replace("```", ""))
-    assert not re.search(r"(?<!\\)<|(?<!\\)\[|http://f|@everyone", re.sub(r"^Dense.*$", "", outside, flags=re.M))
+    blocks = text.split("\n```")  # a name must not end the block of code that it stands in
+    assert len(blocks) == 3
+    outside = blocks[0] + blocks[2]
+    assert not re.search(r"(?<!\\)<|(?<!\\)\[|http://f|@everyone", re.sub(r"`[^`\n]*`", "", outside))
     row = next(line for line in text.splitlines() if line.startswith("| ✖"))
     assert row.count("|") == 9
-    assert len([line for line in text.splitlines() if line.startswith("#")]) == 3  # verdict, findings, in the policy
+    assert len([line for line in outside.splitlines() if line.startswith("#")]) == 2  # the verdict, the findings
 
 
 def test_many_layers_are_cut_in_markdown_only(tmp_path):

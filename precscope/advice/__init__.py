@@ -8,6 +8,7 @@ from precscope.advice.evidence import Evidence
 from precscope.advice.finding import SEVERITIES, Finding, Number
 from precscope.advice.rules import RULES
 from precscope.advice.thresholds import Thresholds
+from precscope.origin_records import is_code_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,4 +28,6 @@ def analyze(run: Run | Evidence, thresholds: Thresholds | None = None) -> tuple[
 def keep_float32(findings: Iterable[Finding]) -> tuple[str, ...]:
     """Return the ids of the layers that warnings and errors say to keep in float32, worst first, each once."""
     pins = [f for f in findings if f.action == "keep_float32" and f.severity != "info" and f.layer is not None]
-    return tuple(dict.fromkeys(name for f in pins for name in (str(f.layer), *f.consumers)))
+    named = (name.partition("/(")[0] for f in pins for name in (str(f.layer), *f.consumers))
+    # Code between layers has no policy of its own; that inside a layer's call follows the layer's.
+    return tuple(dict.fromkeys(name for name in named if not is_code_id(name)))

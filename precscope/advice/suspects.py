@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from precscope.advice import keep_float32
 from precscope.formats import FORMATS
+from precscope.origin_records import is_code_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -45,6 +46,8 @@ def further_layers(evidence: Evidence, findings: Sequence[Finding]) -> tuple[str
 
 def _computes_in_16_bits(evidence: Evidence, name: str) -> bool:
     dtype = evidence.graph.by_id[name].compute_dtype
+    if is_code_id(name):
+        return False
     return dtype in FORMATS and FORMATS[dtype].bits == 16 and evidence.graph.by_id[name].type != "InputLayer"
 
 
