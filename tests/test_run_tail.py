@@ -15,6 +15,7 @@ from precscope.device_records import DeviceInfo, DeviceSample
 from precscope.errors import RunDirectoryError
 from precscope.reader import open_run
 from precscope.records import CostRecord, LossScaleRecord, NoticeRecord, ProgressRecord, StepTimeRecord
+from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
 from precscope.run_file import ProcessRecord
 from precscope.run_tail import RunTail
 from precscope.writer import RunWriter
@@ -110,6 +111,20 @@ def test_what_is_written_in_place_of_what_was_there_is_followed(tmp_path):
         tail.look()
         steps.append([record.step for record in tail.workers[0].progress.items()])
     assert steps == [[0], [0, 7], [0, 7], [0, 7, 12]]
+
+
+def test_the_last_reference_steps_are_kept(tmp_path):
+    writer, tail = begin(tmp_path / "run"), RunTail(tmp_path / "run", Clock())
+    for step in range(6):
+        reference = ReferenceStepRecord(step, "budget", 8, 8, 1.0, 0.5, 0.5, "equal", True, 1000)
+        tensor = ReferenceRecord(
+            step, "budget", "dense", "activation", "0", 10, 10, 1.0, 0, 0, 0, 0.1, 20.0, 0.99, None
+        )
+        writer.add_reference(reference, [tensor])
+        tail.look()
+    run = tail.recent_run(1)
+    assert [item.step for item in run.reference_steps] == [2, 3, 4, 5]
+    assert [item.step for item in run.reference] == [2, 3, 4, 5]
 
 
 def test_a_long_run_is_caught_up_with_in_short_looks(tmp_path, monkeypatch):
