@@ -26,6 +26,7 @@ from precscope.records import (
     LayerRecord,
     LossScaleRecord,
     NoticeRecord,
+    ProgressRecord,
     StepTimeRecord,
     TensorRecord,
 )
@@ -76,6 +77,7 @@ CREATE TABLE loss_scales (
     step INTEGER NOT NULL, loss_scale REAL, steps_applied INTEGER, steps_skipped INTEGER, steps_since_change INTEGER
 );
 CREATE TABLE notices (step INTEGER, level TEXT NOT NULL, source TEXT NOT NULL, message TEXT NOT NULL);
+CREATE TABLE progress (step INTEGER NOT NULL, time_unix_s REAL NOT NULL);
 CREATE TABLE costs (kind TEXT PRIMARY KEY, count INTEGER NOT NULL, time_ns INTEGER NOT NULL);
 CREATE TABLE step_times (
     first_step INTEGER NOT NULL, steps INTEGER NOT NULL, mean_time_ns INTEGER NOT NULL, batch INTEGER
@@ -128,6 +130,7 @@ _TABLES: dict[type[Any], str] = {
     TensorRecord: "tensors",
     LossScaleRecord: "loss_scales",
     NoticeRecord: "notices",
+    ProgressRecord: "progress",
     CostRecord: "costs",
     StepTimeRecord: "step_times",
     ProfiledWindow: "profiled_windows",
@@ -141,7 +144,7 @@ _TABLES: dict[type[Any], str] = {
 #: Tables that a run need not have: runs that were recorded before there were any.
 _OPTIONAL_TABLES = (
     *("step_times", "results", "profiled_windows", "op_times", "devices", "device_samples", "origins"),
-    *("reference_steps", "reference"),
+    *("reference_steps", "reference", "progress"),
 )
 #: Columns that hold a tuple as a JSON array.
 _JSON_COLUMNS = ("inputs", "shape", "shared_with", "throttle_reasons", "bad_weights", "bad_updates", "left_out")

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
         LayerRecord,
         LossScaleRecord,
         NoticeRecord,
+        ProgressRecord,
         RunRecord,
         RunStatus,
         SampleRecord,
@@ -197,9 +198,13 @@ class RunWriter:
         """Add devices; one whose id is known replaces the older record."""
         self._insert(devices)
 
-    def add_device_samples(self, samples: Iterable[DeviceSample]) -> None:
-        """Add what was seen of devices."""
-        self._insert(samples)
+    def add_device_samples(self, samples: Iterable[DeviceSample], progress: ProgressRecord | None = None) -> None:
+        """Add what was seen of devices; `progress` replaces what was known of how far the training is."""
+        with self._writing() as connection:
+            insert(connection, samples)
+            if progress is not None:
+                connection.execute("DELETE FROM progress")
+                insert(connection, [progress])
 
     def thin_device_samples(self) -> None:
         """Delete every second look at the devices: the second, the fourth, ... in the order of time."""
