@@ -11,6 +11,7 @@ from precscope.advice.finding import Finding
 from precscope.advice.gradient_rules import gradient_leak, gradient_overflow
 from precscope.advice.loss_scale_rules import loss_scale_floor, skipped_steps, unwrapped_optimizer
 from precscope.advice.output_rules import loss_not_finite, output_in_16_bits
+from precscope.advice.replica_rules import lone_overflow
 from precscope.advice.weight_rules import bad_weights, lost_updates
 
 __all__ = ["RULES", "Rule"]
@@ -21,6 +22,7 @@ Rule = Callable[[Evidence], Iterable[Finding]]
 RULES: tuple[Rule, ...] = (
     bad_input,
     cast_overflow,
+    lone_overflow,
     activation_overflow,
     loss_not_finite,
     gradient_overflow,
