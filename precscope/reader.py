@@ -8,8 +8,6 @@ from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from precscope.errors import RunDirectoryError
 from precscope.kept_batches import KeptBatch, kept_batches
 from precscope.layer_time import LayerTime, layer_times
@@ -37,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
 

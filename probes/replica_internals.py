@@ -40,6 +40,8 @@ class Replicas:
         return self.total > 1
 
 
+#: Classes that are public by another name.
+_PUBLIC_NAMES = {"CollectiveAllReduceStrategy": "MultiWorkerMirroredStrategy"}
 #: Training without a strategy.
 ONE_REPLICA = Replicas("Strategy")
 
@@ -47,6 +49,7 @@ ONE_REPLICA = Replicas("Strategy")
 def replicas_of(strategy: Any) -> Replicas:
     """Return the replicas of a `tf.distribute.Strategy`; of TensorFlow's default strategy, the one."""
     name, total, extended = type(strategy).__name__, int(strategy.num_replicas_in_sync), strategy.extended
+    name = _PUBLIC_NAMES.get(name, name)
     if total <= 1:
         return Replicas(name)
     if not hasattr(extended, "_get_replica_id_in_sync_group"):  # the strategies that run a thread for each replica

@@ -126,7 +126,8 @@ class Session:
         self._replicas = replicas_of(self._model.distribute_strategy)
         writer = RunWriter.create(self.path, self._describe(), overwrite=self._overwrite, worker=self._replicas.worker)
         self.path = writer.path
-        self._loop = SamplingLoop(Sampler(self.options), self._wait_for_device, self._keep, self._probe_failed)
+        sampler = Sampler(self.options, meets_others=self._replicas.workers > 1)
+        self._loop = SamplingLoop(sampler, self._wait_for_device, self._keep, self._probe_failed)
         self._records = ModelRecords(self._model, self.options)
         self._keeper = Keeper(writer, self._records, self._stop_recording)
         self._health = Health(self._model, lambda: self._optimizer)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from precscope.advice.finding import Finding, Number
-from precscope.advice.wording import counted, quoted
+from precscope.advice.wording import quoted
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,7 +24,7 @@ _KINDS: tuple[TensorKind, ...] = ("activation", "gradient", "weight_gradient")
 
 
 def lone_overflow(evidence: Evidence) -> Iterator[Finding]:
-    """Some replicas held infinities or NaN in a step, and the others did not.
+    """Infinities or NaN were in the step of some replicas, and the others had none.
 
     Their part of the batch differs, or their device computes wrongly. It is worse than it looks: under a strategy of
     TensorFlow, Keras' loss-scale optimizer decides by the gradients of its first replica alone whether to skip an
@@ -59,7 +59,7 @@ def _finding(evidence: Evidence, sample: int, overflowed: dict[int, TensorRecord
     run, taken = evidence.run, evidence.samples[sample]
     tensor = next(iter(overflowed.values()))
     where = [f"replica {item.number} (worker {item.worker})" for item in run.replicas if item.number in overflowed]
-    names = ", ".join(where[:3]) + (f" and {counted(len(where) - 3, 'more')}" if len(where) > 3 else "")
+    names = ", ".join(where[:3]) + (f" and {len(where) - 3:,} more" if len(where) > 3 else "")
     kind = {"activation": "the output", "gradient": "the gradient", "weight_gradient": "a weight gradient"}[tensor.kind]
     applied = " The update was applied all the same and spoiled the weights." if taken.applied else ""
     return Finding(
@@ -71,6 +71,6 @@ def _finding(evidence: Evidence, sample: int, overflowed: dict[int, TensorRecord
         numbers={"replicas that overflowed": Number(len(overflowed), 0), "replicas": Number(len(run.replicas))},
         sentence=(
             f"At step {taken.step:,} only {names} of {len(run.replicas)} replicas held infinities or NaN, first in "
-            f"{kind} of {quoted(tensor.layer)}: its part of the batch differs, or its device.{applied}"
+            f"{kind} of {quoted(tensor.layer)}: its part of the batch is to blame, or its device.{applied}"
         ),
     )
