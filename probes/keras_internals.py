@@ -22,6 +22,7 @@ from tensorflow.python.ops.control_flow_v2_func_graphs import (
 from tensorflow.python.util import tf_stack
 
 from precscope.policy import MODEL
+from precscope.probes.replica_internals import local_sum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -272,8 +273,9 @@ def build_train_function(
 
 
 def running_loss(model: Any) -> Any:
-    """Return the variable in which `fit` adds up the epoch's loss; None where there is none."""
-    return getattr(getattr(model, "_loss_tracker", None), "total", None)
+    """Return what `fit` has added up of the epoch's loss, on this worker; None where there is no such number."""
+    total = getattr(getattr(model, "_loss_tracker", None), "total", None)
+    return None if total is None else local_sum(total)
 
 
 def usual_batch(model: Any, steps: int) -> int | None:
@@ -282,7 +284,7 @@ def usual_batch(model: Any, steps: int) -> int | None:
     Keras' loss tracker has counted the examples by then.
     """
     count = getattr(getattr(model, "_loss_tracker", None), "count", None)
-    examples = 0 if count is None else int(count.numpy())
+    examples = 0 if count is None else int(local_sum(count))
     return examples // steps if examples >= steps else None
 
 
