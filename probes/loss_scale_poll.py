@@ -117,6 +117,8 @@ class LossScalePoll:
     def look(self) -> None:
         """Record the loss scale and the counters as they are now, and choose when to look again."""
         optimizer, seen = self._optimizer(), self._loop.steps_seen
+        if not self._counted.built:  # of several optimizers the first one used leads, and that is known only now
+            self._counted = optimizer
         # The first read waits for what was queued: that is training time. The rest is what the look costs.
         applied = self._updates_before + self.updates() - self._updates_at_start
         start_ns = self._clock_ns()
