@@ -429,7 +429,9 @@ def optimizers_of(model: Any) -> list[Any]:
     found = [getattr(model, "optimizer", None)]
     for name, value in list(vars(model).items()):
         if name not in _BOOKKEEPING:
-            found += value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+            found += (
+                value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+            )
     return list({id(item): item for item in found if isinstance(item, keras.optimizers.Optimizer)}.values())
 
 

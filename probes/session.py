@@ -94,7 +94,9 @@ class Session:
         self.path = run_dir
         self.options = options
         self._model = model
-        self._given_optimizers = optimizer if isinstance(optimizer, (list, tuple)) else [optimizer] * (optimizer is not None)
+        self._given_optimizers = (
+            optimizer if isinstance(optimizer, (list, tuple)) else [optimizer] * (optimizer is not None)
+        )
         self._optimizers: Sequence[Any] = ()
         self._overwrite = overwrite
         self._state: Literal["new", "open", "closed"] = "new"
@@ -258,7 +260,11 @@ class Session:
         if self._state == "open":
             self._flush()
         step = self._instrumented[-1].plain if self._instrumented else None
-        options = {"report": print_progress(), "step": step, "optimizer": next(iter(self._given_optimizers), None)} | options
+        options = {
+            "report": print_progress(),
+            "step": step,
+            "optimizer": next(iter(self._given_optimizers), None),
+        } | options
         try:
             return verify_and_write(self._model, self.path, **options)
         finally:
@@ -301,7 +307,9 @@ class Session:
         names = self._records.variable_name if self.options.weights or self.options.gradients else lambda variable: None
         leading = self._optimizer
         self._optimizer_taps = tuple(
-            OptimizerTaps(optimizer, names, recorder, self.options.weights, self.options.gradients, optimizer is leading)
+            OptimizerTaps(
+                optimizer, names, recorder, self.options.weights, self.options.gradients, optimizer is leading
+            )
             for optimizer in self._given_optimizers or keras_internals.optimizers_of(self._model)
         )
         layer_taps = LayerTaps(self._records.plans, recorder, self._records.selects_between)

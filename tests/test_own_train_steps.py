@@ -1,4 +1,4 @@
-"""Train steps that people write themselves: several optimizers, a step that is a tf.function, layers beside the graph."""
+"""Train steps that people write: several optimizers, a step that is a tf.function, layers beside a graph."""
 
 from __future__ import annotations
 
@@ -67,7 +67,9 @@ def test_each_of_several_optimizers_is_recorded(tmp_path: Path, leads: str) -> N
     assert all(sample.applied and sample.loss for sample in run.samples)
     assert (run.loss_scales[-1].steps_applied, run.loss_scales[-1].steps_skipped) == (4, 0)
     assert not run.notices
-    assert not [name for optimizer in model.optimizers_in_use for name in ("apply", "scale_loss") if name in vars(optimizer)]
+    assert not [
+        name for optimizer in model.optimizers_in_use for name in ("apply", "scale_loss") if name in vars(optimizer)
+    ]
 
 
 def test_a_loop_may_name_several_optimizers(tmp_path: Path) -> None:
@@ -134,7 +136,10 @@ def test_what_autograph_traces_is_not_converted_again(tmp_path: Path, caplog: py
         model.optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
         return loss
 
-    with caplog.at_level(logging.WARNING, "tensorflow"), precscope.profile(model, tmp_path / "run", every=1, **QUIET) as run:
+    with (
+        caplog.at_level(logging.WARNING, "tensorflow"),
+        precscope.profile(model, tmp_path / "run", every=1, **QUIET) as run,
+    ):
         instrumented = run.instrument(step)
         for _ in range(3):
             instrumented(data(8)[0])

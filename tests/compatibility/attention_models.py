@@ -6,7 +6,17 @@ from typing import Any
 
 import keras
 
-from tests.compatibility.configuration import BATCH, POLICIES, STEPS, Training, compiled, configuration, fit, integers, noise
+from tests.compatibility.configuration import (
+    BATCH,
+    POLICIES,
+    STEPS,
+    Training,
+    compiled,
+    configuration,
+    fit,
+    integers,
+    noise,
+)
 
 GROUP = "Attention and embeddings"
 layers, ops = keras.layers, keras.ops
@@ -85,7 +95,11 @@ def grouped_query() -> Training:
     inputs = keras.Input((LENGTH, WIDTH))
     x = layers.RMSNormalization()(inputs)
     x = layers.GroupQueryAttention(4, 4, 2, name="attend")(x, x)
-    return fit(compiled(keras.Model(inputs, layers.Dense(1)(x))), noise(BATCH * STEPS, LENGTH, WIDTH), noise(BATCH * STEPS, LENGTH, 1))
+    return fit(
+        compiled(keras.Model(inputs, layers.Dense(1)(x))),
+        noise(BATCH * STEPS, LENGTH, WIDTH),
+        noise(BATCH * STEPS, LENGTH, 1),
+    )
 
 
 @configuration("Attention and AdditiveAttention between two sequences", GROUP)

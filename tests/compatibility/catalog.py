@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-# Each import registers what its module defines.
-from tests.compatibility import (  # noqa: I001
-    applications as _applications,
-    keras_hub_models as _keras_hub_models,
-    attention_models as _attention_models,
-    recurrent_models as _recurrent_models,
-    composed_models as _composed_models,
-    train_steps as _train_steps,
-    fit_options as _fit_options,
-    optimizers_and_activations as _optimizers_and_activations,
-)
+import re
+from importlib import import_module
+
 from tests.compatibility.configuration import CONFIGURATIONS, Configuration
 
 __all__ = ["rows"]
 
+MODULES = (
+    "applications",
+    "keras_hub_models",
+    "attention_models",
+    "recurrent_models",
+    "composed_models",
+    "train_steps",
+    "fit_options",
+    "optimizers_and_activations",
+)
+for module in MODULES:  # each registers what it defines
+    import_module(f"tests.compatibility.{module}")
+
 
 def rows(pattern: str = "", extended: bool = False) -> list[tuple[Configuration, str]]:
     """Return configurations and policies whose "group/name/policy" holds the pattern; further members if `extended`."""
-    import re
-
-    found = []
-    for configuration in CONFIGURATIONS.values():
-        if configuration.extended and not extended:
-            continue
-        for policy in configuration.policies:
-            if re.search(pattern, f"{configuration.group}/{configuration.name}/{policy}"):
-                found.append((configuration, policy))
-    return found
+    return [
+        (configuration, policy)
+        for configuration in CONFIGURATIONS.values()
+        for policy in configuration.policies
+        if (extended or not configuration.extended)
+        and re.search(pattern, f"{configuration.group}/{configuration.name}/{policy}")
+    ]

@@ -8,7 +8,17 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from tests.compatibility.configuration import BATCH, POLICIES, STEPS, Training, compiled, configuration, fit, integers, noise
+from tests.compatibility.configuration import (
+    BATCH,
+    POLICIES,
+    STEPS,
+    Training,
+    compiled,
+    configuration,
+    fit,
+    integers,
+    noise,
+)
 
 GROUP = "Forms of models"
 layers, ops = keras.layers, keras.ops
@@ -43,8 +53,12 @@ def dicts() -> Training:
     return fit(compiled(Net(), {"sum": "mse"}), data, {"sum": noise(MANY, 3)})
 
 
-@configuration("an output that nothing learns from", GROUP, unseen={"idle": "no gradient arrives"},
-               weights_unseen="no gradient reaches one layer")
+@configuration(
+    "an output that nothing learns from",
+    GROUP,
+    unseen={"idle": "no gradient arrives"},
+    weights_unseen="no gradient reaches one layer",
+)
 def idle_output() -> Training:
     inputs = keras.Input((4,))
     x = layers.Dense(4, "relu", name="body")(inputs)
@@ -52,7 +66,7 @@ def idle_output() -> Training:
     return fit(compiled(model, ["mse", None]), noise(MANY, 4), noise(MANY, 1))
 
 
-@configuration("shared layers, siamese", GROUP, quick=True)
+@configuration("shared layers, siamese", GROUP)
 def siamese() -> Training:
     left, right = keras.Input((4,)), keras.Input((4,))
     tower = keras.Sequential([layers.Dense(5, "tanh"), layers.Dense(3)], name="tower")
@@ -88,7 +102,7 @@ def nested() -> Training:
     return fit(compiled(model), noise(MANY, 4), noise(MANY, 3))
 
 
-@configuration("a functional model with layers of its own beside the graph", GROUP, quick=True)
+@configuration("a functional model with layers of its own beside the graph", GROUP)
 def functional_subclass() -> Training:
     class Regularized(keras.Model):
         def __init__(self) -> None:
@@ -104,8 +118,12 @@ def functional_subclass() -> Training:
     return fit(compiled(model), noise(MANY, 4), noise(MANY, 3))
 
 
-@configuration("layers that return dicts, tuples and None", GROUP, quick=True,
-               unseen={"nothing": "no float output", "several/.*": "no float output"})
+@configuration(
+    "layers that return dicts, tuples and None",
+    GROUP,
+    quick=True,
+    unseen={"nothing": "no float output", "several/.*": "no float output"},
+)
 def odd_outputs() -> Training:
     class Nothing(layers.Layer):
         def call(self, x: Any) -> None:
@@ -168,8 +186,11 @@ def pure() -> Training:
     return fit(compiled(keras.Model(inputs, layers.Dense(1, dtype="float32")(x))), noise(MANY, 4), noise(MANY, 1))
 
 
-@configuration("preprocessing layers inside the model", GROUP,
-               unseen={"(lookup|hash|bucket).*": "no float output", "(scale|normal|lookup|hash|one_hot).*": "no gradient arrives"})
+@configuration(
+    "preprocessing layers inside the model",
+    GROUP,
+    unseen={"(lookup|hash|bucket).*": "no float output", "(scale|normal|lookup|hash|one_hot).*": "no gradient arrives"},
+)
 def preprocessing() -> Training:
     number, word = keras.Input((3,)), keras.Input((1,), dtype="int32")
     normal = layers.Normalization(name="normal")
@@ -180,9 +201,15 @@ def preprocessing() -> Training:
     return fit(compiled(model), [noise(MANY, 3), integers(50, MANY, 1)], noise(MANY, 1))
 
 
-@configuration("augmentation layers inside the model", GROUP, unseen={"(flip|turn|crop|contrast)": "no gradient arrives"})
+@configuration(
+    "augmentation layers inside the model", GROUP, unseen={"(flip|turn|crop|contrast)": "no gradient arrives"}
+)
 def augmentation() -> Training:
-    stack = [layers.RandomFlip(name="flip"), layers.RandomRotation(0.1, name="turn"), layers.RandomContrast(0.1, name="contrast")]
+    stack = [
+        layers.RandomFlip(name="flip"),
+        layers.RandomRotation(0.1, name="turn"),
+        layers.RandomContrast(0.1, name="contrast"),
+    ]
     model = keras.Sequential([keras.Input((8, 8, 3)), *stack, layers.Conv2D(2, 3), layers.GlobalAveragePooling2D()])
     return fit(compiled(model), noise(MANY, 8, 8, 3), noise(MANY, 2))
 
@@ -219,7 +246,9 @@ def convolutions() -> Training:
     y = layers.Conv1DTranspose(2, 2)(layers.SeparableConv1D(2, 2)(layers.DepthwiseConv1D(2)(y)))
     z = layers.Conv3DTranspose(1, 2)(layers.Conv3D(2, 2)(layers.Reshape((4, 4, 4, 2))(x)))
     out = [layers.GlobalAveragePooling1D()(y), layers.GlobalMaxPooling3D()(z)]
-    return fit(compiled(keras.Model(plane, layers.Dense(1)(layers.Concatenate()(out)))), noise(MANY, 8, 8, 2), noise(MANY, 1))
+    return fit(
+        compiled(keras.Model(plane, layers.Dense(1)(layers.Concatenate()(out)))), noise(MANY, 8, 8, 2), noise(MANY, 1)
+    )
 
 
 @configuration("every merging layer, Lambda and operators", GROUP)
@@ -228,7 +257,9 @@ def merging() -> Training:
     a, b = layers.Dense(4)(inputs), layers.Dense(4, "sigmoid")(inputs)
     merged = [layer()([a, b]) for layer in (layers.Add, layers.Subtract, layers.Multiply, layers.Average)]
     merged += [layers.Maximum()([a, b]), layers.Minimum()([a, b]), layers.Lambda(lambda x: x * 0.5)(a), a / (b + 1.0)]
-    return fit(compiled(keras.Model(inputs, layers.Dense(1)(layers.Concatenate()(merged)))), noise(MANY, 4), noise(MANY, 1))
+    return fit(
+        compiled(keras.Model(inputs, layers.Dense(1)(layers.Concatenate()(merged)))), noise(MANY, 4), noise(MANY, 1)
+    )
 
 
 @configuration("frozen layers", GROUP, quick=True, unseen={"frozen.*": "no gradient arrives"})
@@ -266,7 +297,9 @@ def autoencoder() -> Training:
     inputs = keras.Input((8, 8, 1))
     x = layers.Flatten()(layers.Conv2D(4, 3, 2, activation="relu")(inputs))
     x = Sampling()(layers.Dense(2, name="mean")(x), layers.Dense(2, name="variance")(x))
-    x = layers.Conv2DTranspose(2, 3, 2, padding="same", activation="relu")(layers.Reshape((4, 4, 1))(layers.Dense(16)(x)))
+    x = layers.Conv2DTranspose(2, 3, 2, padding="same", activation="relu")(
+        layers.Reshape((4, 4, 1))(layers.Dense(16)(x))
+    )
     model = keras.Model(inputs, layers.Conv2D(1, 3, padding="same")(x))
     return fit(compiled(model), noise(MANY, 8, 8, 1), noise(MANY, 8, 8, 1))
 
@@ -285,7 +318,9 @@ def varying_length() -> Training:
 
     spec = (tf.TensorSpec([None, None, 2], tf.float32), tf.TensorSpec([None, 1], tf.float32))
     data = tf.data.Dataset.from_generator(batches, output_signature=spec)
-    model = keras.Sequential([keras.Input((None, 2)), layers.Conv1D(3, 2), layers.GlobalAveragePooling1D(), layers.Dense(1)])
+    model = keras.Sequential(
+        [keras.Input((None, 2)), layers.Conv1D(3, 2), layers.GlobalAveragePooling1D(), layers.Dense(1)]
+    )
     return fit(compiled(model), data)
 
 

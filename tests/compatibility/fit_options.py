@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import tempfile
 from pathlib import Path
@@ -70,7 +71,7 @@ for name, arguments in {
         return fit(classifier(keras.optimizers.SGD(**({"learning_rate": 0.05} | arguments))), *examples())
 
 
-@configuration("class_weight", GROUP, quick=True)
+@configuration("class_weight", GROUP)
 def class_weight() -> Training:
     return fit(classifier(), *examples(), class_weight={0: 1.0, 1: 3.0, 2: 0.5})
 
@@ -161,10 +162,8 @@ def backup() -> Training:
         losses, (x, y) = Losses(), examples()
         arguments: dict[str, Any] = {"batch_size": BATCH, "epochs": 3, "verbose": 0, "shuffle": False}
         with tempfile.TemporaryDirectory() as folder:
-            try:
+            with contextlib.suppress(InterruptedError):
                 model.fit(x, y, callbacks=[losses, keras.callbacks.BackupAndRestore(folder), Interrupt()], **arguments)
-            except InterruptedError:
-                pass
             model.fit(x, y, callbacks=[losses, keras.callbacks.BackupAndRestore(folder)], **arguments)
         return losses.values
 
@@ -200,4 +199,6 @@ def py_dataset() -> Training:
 @configuration("shuffled data and a callback that changes the learning rate", GROUP)
 def shuffled() -> Training:
     schedule = keras.callbacks.LearningRateScheduler(lambda epoch, rate: rate * 0.5)
-    return fit(classifier(), *examples(), shuffle=True, epochs=2, callbacks=[schedule, keras.callbacks.TerminateOnNaN()])
+    return fit(
+        classifier(), *examples(), shuffle=True, epochs=2, callbacks=[schedule, keras.callbacks.TerminateOnNaN()]
+    )

@@ -10,7 +10,7 @@ import warnings
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -19,6 +19,9 @@ import precscope
 from precscope.probes import keras_internals
 from precscope.probes.keeper import PrecScopeWarning
 from tests.compatibility.configuration import Configuration, Training, Unwatched
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 #: How far a training whose every step is sampled may be from one without PrecScope, as a share of the way that its
 #: weights went, and the same for its losses as a share of their size. docs/compatibility.md says why.
@@ -29,6 +32,8 @@ USUAL_REASONS = re.compile(
     "it only rearranges its input|its output is that of its last layer|its output values are among its input's"
 )
 NEVER_SAMPLED = 10**9
+#: How much further than two trainings without PrecScope from each other one under it may be from them.
+NOISE_FACTOR = 4
 
 
 @dataclass
@@ -75,7 +80,7 @@ def judge(configuration: Configuration, policy: str) -> dict[str, Any]:
         bound = BOUNDS[policy] * configuration.bound_factor
         noise = record.get("noise", {"weights": 0.0, "losses": 0.0})
         for key in ("weights", "losses"):
-            allowed = max(bound, 4 * noise[key])
+            allowed = max(bound, NOISE_FACTOR * noise[key])
             if not differences[key] <= allowed:
                 faults.append(f"sampled: {key} differ by {differences[key]:.2g}, more than {allowed:.2g}")
         if differences["integers"]:
@@ -93,7 +98,7 @@ def _idle_faults(
         return []
     again = difference(plain, _train(configuration, policy, None))
     record["noise"] = again
-    worse = [key for key in ("weights", "losses") if differences[key] > 4 * again[key]]
+    worse = [key for key in ("weights", "losses") if differences[key] > NOISE_FACTOR * again[key]]
     if differences["integers"] and not again["integers"]:
         worse.append("integers")
     return [f"idle: {key} differ by {differences[key]}, without PrecScope by {again[key]}" for key in worse]
@@ -151,7 +156,9 @@ def _traces(training: Training) -> set[str]:
     traces = set()
     for model in (training.model, *training.others):
         for layer in model._flatten_layers():
-            traces |= {f"{layer.name}.{name}" for name in ("call", "train_step", "make_train_function") if name in vars(layer)}
+            traces |= {
+                f"{layer.name}.{name}" for name in ("call", "train_step", "make_train_function") if name in vars(layer)
+            }
             for value in vars(layer).values():
                 if isinstance(value, keras.optimizers.Optimizer):
                     traces |= {f"{value.name}.{name}" for name in ("apply", "scale_loss") if name in vars(value)}
@@ -223,14 +230,7 @@ def _coverage(configuration: Configuration, outcome: Outcome, faults: list[str])
                 reasons[label] = reasons.get(label, 0) + 1
                 if not _is_expected(configuration, layer.id, reason):
                     faults.append(f"sampled: {layer.id} ({layer.type}): {kind} is unexpectedly not recorded: {reason}")
-    if outcome.missed_layers:
-        faults.append(f"sampled: layers that PrecScope does not know of: {outcome.missed_layers[:5]}")
-    if not run.samples:
-        faults.append("sampled: there is no sample")
-    for notice in run.notices:
-        expected = configuration.notices is not None and re.search(configuration.notices, notice.message)
-        if notice.level != "info" and not expected:
-            faults.append(f"sampled: it says: {notice.message[:300]}")
+    faults += _session_faults(configuration, outcome)
     weights = {(t.layer, t.name) for t in run.tensors if t.kind == "weight"}
     gradients = {(t.layer, t.name) for t in run.tensors if t.kind == "weight_gradient"}
     if len(gradients) < len(outcome.trainable) and not configuration.weights_unseen:
@@ -244,9 +244,34 @@ def _coverage(configuration: Configuration, outcome: Outcome, faults: list[str])
         "weights_seen": len(weights),
         "weight_gradients_seen": len(gradients),
         "samples": len(run.samples),
+        "loss_scale": run.samples[-1].loss_scale if run.samples else None,
+        "updates_counted": sum(int(run.scalars[-1][t.index]["updates"]) > 0 for t in run.tensors) if run.samples else 0,
+        "activations": _activation_layers(run),
         "loss_seen": all(sample.loss is not None for sample in run.samples),
         "skipped": run.loss_scales[-1].steps_skipped if run.loss_scales else None,
     }
+
+
+def _session_faults(configuration: Configuration, outcome: Outcome) -> Iterator[str]:
+    """Say what is wrong with the session as a whole."""
+    if outcome.missed_layers:
+        yield f"sampled: layers that PrecScope does not know of: {outcome.missed_layers[:5]}"
+    if not outcome.run.samples:
+        yield "sampled: there is no sample"
+    for notice in outcome.run.notices:
+        expected = configuration.notices is not None and re.search(configuration.notices, notice.message)
+        if notice.level != "info" and not expected:
+            yield f"sampled: it says: {notice.message[:300]}"
+
+
+def _activation_layers(run: Any) -> dict[str, dict[str, str | None]]:
+    """Return in which dtype the output of each activation layer, and the gradient there, is recorded."""
+    found = {}
+    for layer in run.layers:
+        if layer.id.endswith("_layer"):
+            dtypes = {t.kind: t.dtype for t in run.tensors if t.layer == layer.id}
+            found[layer.id] = {kind: dtypes.get(kind) for kind in ("activation", "gradient")}
+    return found
 
 
 def _is_expected(configuration: Configuration, layer_id: str, reason: str) -> bool:

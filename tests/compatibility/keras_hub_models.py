@@ -27,8 +27,14 @@ def with_head(backbone: Any, output: Any, units: int = WORDS) -> Any:
     return keras.Model(backbone.input, layers.Dense(units, dtype="float32", name="head")(output))
 
 
-@configuration("BERT", GROUP, **NEEDS, policies=("mixed_float16", "mixed_bfloat16"), weights_unseen="one output is not used",
-               unseen={".*pooled.*": "no gradient arrives"})
+@configuration(
+    "BERT",
+    GROUP,
+    **NEEDS,
+    policies=("mixed_float16", "mixed_bfloat16"),
+    weights_unseen="one output is not used",
+    unseen={".*pooled.*": "no gradient arrives"},
+)
 def bert() -> Training:
     import keras_hub
 

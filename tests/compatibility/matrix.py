@@ -84,8 +84,15 @@ def work(options: argparse.Namespace) -> int:
 
     device = describe_device()
     done = 0
-    for configuration, policy in rows(options.only, options.all):
-        record = {"device": device["device"], "group": configuration.group, "name": configuration.name, "policy": policy}
+    # Each configuration once before any of them under a further policy: an early end leaves the fewest gaps.
+    queue = sorted(rows(options.only, options.all), key=lambda row: row[0].policies.index(row[1]))
+    for configuration, policy in queue:
+        record = {
+            "device": device["device"],
+            "group": configuration.group,
+            "name": configuration.name,
+            "policy": policy,
+        }
         with results.claimed(options.results, results.key(record)) as claim:
             known = results.read(options.results).get(results.key(record))
             if claim is None or not _is_due(known, options):
@@ -129,7 +136,9 @@ def describe_device() -> dict[str, Any]:
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
-    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name") if gpus else f"{os.cpu_count()} CPU cores"
+    name = (
+        tf.config.experimental.get_device_details(gpus[0]).get("device_name") if gpus else f"{os.cpu_count()} CPU cores"
+    )
     versions = f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
     return {"device": "gpu" if gpus else "cpu", "device_name": name, "versions": versions}
 

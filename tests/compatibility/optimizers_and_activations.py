@@ -6,7 +6,17 @@ from typing import Any
 
 import keras
 
-from tests.compatibility.configuration import BATCH, POLICIES, STEPS, Training, compiled, configuration, fit, integers, noise
+from tests.compatibility.configuration import (
+    BATCH,
+    POLICIES,
+    STEPS,
+    Training,
+    compiled,
+    configuration,
+    fit,
+    integers,
+    noise,
+)
 
 OPTIMIZERS, ACTIVATIONS = "Optimizers", "Activations"
 layers = keras.layers

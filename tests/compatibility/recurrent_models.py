@@ -32,7 +32,7 @@ def over_time(*stack: Any, outputs: tuple[int, ...] = (1,), loss: Any = "mse", *
     )
 
 
-@configuration("LSTM", GROUP, policies=POLICIES, quick=True, unseen={"lstm/cell": LOOP})
+@configuration("LSTM", GROUP, policies=POLICIES, unseen={"lstm/cell": LOOP})
 def lstm() -> Training:
     return over_time(layers.LSTM(4, name="lstm"), layers.Dense(1))
 
@@ -76,7 +76,7 @@ def simple_rnn() -> Training:
     return over_time(layers.SimpleRNN(4, name="rnn"), layers.Dense(1))
 
 
-@configuration("bidirectional LSTM", GROUP, quick=True, unseen={r"both/\w+/cell": LOOP})
+@configuration("bidirectional LSTM", GROUP, unseen={r"both/\w+/cell": LOOP})
 def bidirectional() -> Training:
     return over_time(layers.Bidirectional(layers.LSTM(3), name="both"), layers.Dense(1))
 
@@ -95,8 +95,9 @@ def stateful() -> Training:
     return fit(compiled(model), noise(BATCH * STEPS, 5, 3), noise(BATCH * STEPS, 1))
 
 
-@configuration("stateful GRU, states reset between epochs, in a loop over train_on_batch", GROUP,
-               unseen={"gru/cell": LOOP})
+@configuration(
+    "stateful GRU, states reset between epochs, in a loop over train_on_batch", GROUP, unseen={"gru/cell": LOOP}
+)
 def stateful_loop() -> Training:
     model = keras.Sequential(
         [keras.Input(batch_shape=(BATCH, 5, 3)), layers.GRU(4, stateful=True, name="gru"), layers.Dense(1)]
@@ -162,7 +163,9 @@ def stacked_cells() -> Training:
 
 @configuration("ConvLSTM1D", GROUP, unseen={"rnn/cell": LOOP})
 def conv_lstm_1d() -> Training:
-    model = keras.Sequential([keras.Input((3, 6, 2)), layers.ConvLSTM1D(2, 3, name="rnn"), layers.Flatten(), layers.Dense(1)])
+    model = keras.Sequential(
+        [keras.Input((3, 6, 2)), layers.ConvLSTM1D(2, 3, name="rnn"), layers.Flatten(), layers.Dense(1)]
+    )
     return fit(compiled(model), noise(BATCH * STEPS, 3, 6, 2), noise(BATCH * STEPS, 1))
 
 

@@ -1,4 +1,4 @@
-"""The results of the matrix: JSON lines, the last of a row counts; and the claims that let several processes share it."""
+"""The results of the matrix, JSON lines of which the last of a row counts; claims let several processes share it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 #: What identifies a row of the results.
 KEY = ("device", "group", "name", "policy")

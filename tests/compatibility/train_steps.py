@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
@@ -20,6 +19,9 @@ from tests.compatibility.configuration import (
     jit,
     noise,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 GROUP = "Train steps and loops of one's own"
 layers, ops = keras.layers, keras.ops
@@ -129,7 +131,7 @@ class Adversarial(OwnStep):
         return {"loss": loss}
 
 
-@configuration("adversarial training: a tape within a tape", GROUP, quick=True)
+@configuration("adversarial training: a tape within a tape", GROUP)
 def adversarial() -> Training:
     return fit(compiled(Adversarial(), cross_entropy()), *examples())
 
@@ -161,7 +163,9 @@ class Gan(keras.Model):
 
     def __init__(self) -> None:
         super().__init__()
-        self.generator = keras.Sequential([keras.Input((4,)), layers.Dense(8, "relu"), layers.Dense(6, dtype="float32")])
+        self.generator = keras.Sequential(
+            [keras.Input((4,)), layers.Dense(8, "relu"), layers.Dense(6, dtype="float32")]
+        )
         self.discriminator = keras.Sequential(
             [keras.Input((6,)), layers.Dense(8), layers.LeakyReLU(), layers.Dense(1, dtype="float32")]
         )
@@ -193,7 +197,7 @@ class Gan(keras.Model):
         return loss
 
 
-@configuration("GAN with two optimizers, Keras' own unused", GROUP, policies=POLICIES, quick=True)
+@configuration("GAN with two optimizers, Keras' own unused", GROUP, policies=POLICIES)
 def gan() -> Training:
     model = Gan()
     model.compile(scaled(keras.optimizers.Adam(1e-3)), scaled(keras.optimizers.SGD(0.01)), jit_compile=jit())
@@ -208,7 +212,7 @@ class GanWithItsOwn(Gan):
         self.discriminator_optimizer = self.optimizer
 
 
-@configuration("GAN whose model.optimizer is one of two", GROUP, quick=True)
+@configuration("GAN whose model.optimizer is one of two", GROUP)
 def gan_with_its_own() -> Training:
     model = GanWithItsOwn()
     model.compile(scaled(keras.optimizers.Adam(1e-3)), keras.optimizers.SGD(0.01), jit_compile=jit())
@@ -240,8 +244,12 @@ class Accumulating(OwnStep):
         return tf.constant(1)
 
 
-@configuration("gradients accumulated by hand, applied in a tf.cond", GROUP, policies=("float32", "mixed_bfloat16"),
-               weights_unseen="the optimizer is called in a branch of the step")
+@configuration(
+    "gradients accumulated by hand, applied in a tf.cond",
+    GROUP,
+    policies=("float32", "mixed_bfloat16"),
+    weights_unseen="the optimizer is called in a branch of the step",
+)
 def accumulating() -> Training:
     model = Accumulating()
     model.build((None, 6))
@@ -252,10 +260,14 @@ def accumulating() -> Training:
 
 @configuration("gradient_accumulation_steps of the optimizer", GROUP, policies=POLICIES)
 def accumulation_steps() -> Training:
-    return fit(compiled(perceptron(), cross_entropy(), keras.optimizers.Adam(0.01, gradient_accumulation_steps=2)), *examples())
+    return fit(
+        compiled(perceptron(), cross_entropy(), keras.optimizers.Adam(0.01, gradient_accumulation_steps=2)), *examples()
+    )
 
 
-def loop(step: Callable[..., Any], model: Any, optimizer: Any, of: Callable[[Any], Any] = lambda step: step) -> Training:
+def loop(
+    step: Callable[..., Any], model: Any, optimizer: Any, of: Callable[[Any], Any] = lambda step: step
+) -> Training:
     """Return a training by a loop of one's own; `of` makes the step what the loop calls."""
     x, y = examples()
 
@@ -285,7 +297,7 @@ def tape_step(model: Any, optimizer: Any) -> Callable[..., Any]:
     return step
 
 
-@configuration("loop with tf.function", GROUP, policies=POLICIES, quick=True)
+@configuration("loop with tf.function", GROUP, policies=POLICIES)
 def loop_function() -> Training:
     model, optimizer = perceptron(), scaled(keras.optimizers.Adam(0.01))
     return loop(tape_step(model, optimizer), model, optimizer, tf.function)
@@ -331,8 +343,11 @@ def loop_clipped() -> Training:
     return loop(step, model, optimizer, tf.function)
 
 
-@configuration("loop over pairs of networks with an optimizer each", GROUP,
-               weights_unseen="the session watches one model and one optimizer")
+@configuration(
+    "loop over pairs of networks with an optimizer each",
+    GROUP,
+    weights_unseen="the session watches one model and one optimizer",
+)
 def loop_two_optimizers() -> Training:
     model, head = perceptron(6, 8), perceptron(8, 3)
     first, second = scaled(keras.optimizers.Adam(0.01)), scaled(keras.optimizers.SGD(0.1))
@@ -362,7 +377,7 @@ class StepInFunction(LogsOwnStep):
         return {"loss": loss}
 
 
-@configuration("train_step decorated by tf.function", GROUP, quick=True)
+@configuration("train_step decorated by tf.function", GROUP)
 def step_in_function() -> Training:
     return fit(compiled(StepInFunction(), cross_entropy()), *examples())
 
@@ -398,15 +413,12 @@ class Gate(layers.Layer):
     """Python's `if` on a tensor, which only AutoGraph can trace."""
 
     def call(self, x: Any) -> Any:
-        if tf.reduce_sum(x) > 0:
-            y = x * 2
-        else:
-            y = x / 2
-        return y
+        return x * 2 if tf.reduce_sum(x) > 0 else x / 2
 
 
-@configuration("loop that calls layer.call itself, converted by AutoGraph", GROUP,
-               unseen={"gate": "loop|only the forward pass"})
+@configuration(
+    "loop that calls layer.call itself, converted by AutoGraph", GROUP, unseen={"gate": "loop|only the forward pass"}
+)
 def loop_layer_call() -> Training:
     inputs = keras.Input((6,))
     x = layers.Dense(8, "tanh", name="hidden")(inputs)
