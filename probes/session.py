@@ -352,6 +352,8 @@ class Session:
             self._tell("warning", misuse)
         if sampled.reading is None:
             return
+        if sampled.reading.updates_before is None:  # the optimizer is not called, or in a branch: no update is no skip
+            self._loss_scale.counts_skips = False
         if self._batches is not None and self._handout is not None:
             self._batches.keep(sampled.step, self._handout, self._read_weights)
         if self._instrumented and sampled.reading.loss is None:

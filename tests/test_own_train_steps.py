@@ -43,9 +43,9 @@ class Pair(keras.Model):
         return {"loss": loss}
 
 
-def fit(model: keras.Model, run_dir: Path, steps: int = 4) -> precscope.Run:
+def fit(model: keras.Model, run_dir: Path, steps: int = 4, every: int = 1) -> precscope.Run:
     x, y = data(8 * steps)
-    with precscope.profile(model, run_dir, every=1, **QUIET):
+    with precscope.profile(model, run_dir, every=every, **QUIET):
         model.fit(x, y[:, None].astype("float32"), batch_size=8, shuffle=False, verbose=0)
     return precscope.open_run(run_dir)
 
@@ -91,6 +91,48 @@ def test_gradient_accumulation_is_counted_by_steps(tmp_path: Path) -> None:
     assert run.loss_scales[-1].steps_applied == 4
     assert all(sample.applied for sample in run.samples)
     assert len(weight_gradients(run)) == 4
+
+
+class Accumulating(keras.Model):
+    """Adds gradients up over 16 batches, and calls its optimizer in a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dense = layers.Dense(1)
+        self.dense.build((None, 6))
+        self.sums = [tf.Variable(tf.zeros(v.shape), trainable=False) for v in self.dense.trainable_variables]
+        self.calls = tf.Variable(0, trainable=False)
+
+    def call(self, x: Any) -> Any:
+        return self.dense(x)
+
+    def train_step(self, data: Any) -> dict[str, Any]:
+        x, y = data
+        with tf.GradientTape() as tape:
+            loss = self.compute_loss(x, y, self(x, training=True))
+            scaled = self.optimizer.scale_loss(loss)
+        for total, gradient in zip(self.sums, tape.gradient(scaled, self.dense.trainable_variables), strict=True):
+            total.assign_add(gradient)
+        self.calls.assign_add(1)
+        tf.cond(self.calls % 16 == 0, self.update, lambda: tf.constant(0))
+        return {"loss": loss}
+
+    def update(self) -> Any:
+        self.optimizer.apply(self.sums, self.dense.trainable_variables)
+        for total in self.sums:
+            total.assign(tf.zeros_like(total))
+        return tf.constant(1)
+
+
+def test_a_step_that_only_accumulates_is_no_skipped_step(tmp_path: Path) -> None:
+    """Fifteen of sixteen steps update nothing: the training must not be told that it learns nothing."""
+    model = Accumulating()
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.001)), "mse", jit_compile=False)
+    model.optimizer.build(model.dense.trainable_variables)
+    run = fit(model, tmp_path / "run", steps=32, every=8)
+    assert [notice for notice in run.notices if notice.level != "info"] == []
+    assert (run.loss_scales[-1].steps_applied, run.loss_scales[-1].steps_skipped) == (2, None)
+    assert {sample.step for sample in run.samples} == {1, 8, 16, 24}
 
 
 class TracedStep(keras.Model):

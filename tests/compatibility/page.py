@@ -54,8 +54,8 @@ AFTER = """
 - Keras itself (3.15 on TensorFlow) refuses a `train_step` that returns nothing or an empty dict: there is no such row.
 - Of several optimizers, loss, loss scale and applied steps are those of one: the model's own, or the first that is used
   where that one never is. Weights and gradients are recorded for all.
-- An optimizer that is called in a branch of the step (`tf.cond`) gives no weight gradients; steps that only accumulate
-  count as steps without an update.
+- An optimizer that is called in a branch of the step (`tf.cond`) gives no weight gradients, and skipped steps are not
+  counted: a step without an update may only have added up gradients.
 - Inside a loop (an RNN's cell) only the forward pass is recorded.
 - A `tf.function` of one's own around the train step is recorded; one that a layer calls is not.
 - Weights are compared after a few steps. What PrecScope does to a long training is in [overhead](overhead.md).
