@@ -6,7 +6,8 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from precscope.probes import keras_internals
-from precscope.probes.recorder import Recorder
+from precscope.probes.replica_internals import ONE_REPLICA
+from precscope.probes.replicas import recorder_for
 from precscope.probes.train_function import probed_step
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from precscope.probes.batch_handout import BatchHandout
     from precscope.probes.optimizer_taps import OptimizerTaps
+    from precscope.probes.recorder import Recorder
+    from precscope.probes.replica_internals import Replicas
     from precscope.probes.sampling_loop import SamplingLoop
     from precscope.probes.taps import LayerTaps
     from precscope.probes.tripwire import Tripwire
@@ -32,6 +35,7 @@ class InstrumentedStep:
         advance: Called before each step with this object, so that the session counts steps.
         handout: Takes the batches of sampled steps, where somebody wants them.
         tripwire: Keeps what it takes to run a bad step again, where that is asked for.
+        replicas: Who runs the step.
     """
 
     def __init__(
@@ -43,7 +47,9 @@ class InstrumentedStep:
         advance: Callable[[InstrumentedStep], None],
         handout: BatchHandout | None = None,
         tripwire: Tripwire | None = None,
+        replicas: Replicas = ONE_REPLICA,
     ) -> None:
+        self._replicas = replicas
         self._handout = handout
         self._tripwire = tripwire
         functools.update_wrapper(self, getattr(plain, "python_function", plain))
@@ -94,7 +100,8 @@ class InstrumentedStep:
         if self._recorder is None or self._probed is None:
             plain = self.plain
             is_function = hasattr(plain, "python_function") and hasattr(plain, "_clone")
-            recorder = Recorder(in_xla=is_function and keras_internals.is_compiled_by_xla(plain))
+            in_xla = is_function and keras_internals.is_compiled_by_xla(plain)
+            recorder = recorder_for(self._replicas, in_xla)
             taps = self._make_taps(recorder)
             if is_function:
                 self._probed = keras_internals.clone_function(
