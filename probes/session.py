@@ -41,7 +41,7 @@ from precscope.writer import RunWriter
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from precscope.probes.recorder import Reading, Recorder
@@ -68,7 +68,8 @@ def profile(
         model: A Keras 3 model on the TensorFlow backend, compiled; or any model together with `optimizer`.
         run_dir: A new directory for the run.
         options: A YAML file, a mapping or `precscope.Options`.
-        optimizer: The optimizer of a custom training loop; by default the one that the model was compiled with.
+        optimizer: The optimizer of a custom training loop, or a list of them: loss, loss scale and applied steps are
+            those of the first. By default the one that the model was compiled with, and others that it holds.
         overwrite: Replace a run that is already there.
         **keywords: Single options, see `precscope.Options`; they win over `options`.
 
@@ -97,7 +98,10 @@ class Session:
         self.path = run_dir
         self.options = options
         self._model = model
-        self._given_optimizer = optimizer
+        self._given_optimizers = (
+            optimizer if isinstance(optimizer, (list, tuple)) else [optimizer] * (optimizer is not None)
+        )
+        self._optimizers: Sequence[Any] = ()
         self._overwrite = overwrite
         self._state: Literal["new", "open", "closed"] = "new"
         self._undo: Callable[[], None] | None = None
@@ -105,7 +109,7 @@ class Session:
         self._instrumented: list[InstrumentedStep] = []
         self._called: set[int] = set()
         self._pending: tuple[SampledStep, Reading] | None = None
-        self._optimizer_taps: OptimizerTaps | None = None
+        self._optimizer_taps: tuple[OptimizerTaps, ...] = ()
         self._handout: BatchHandout | None = None  # where somebody wants batches
         self._batches: BatchKeeping | None = None
         self._reference: ReferenceSchedule | None = None
@@ -114,7 +118,12 @@ class Session:
 
     @property
     def _optimizer(self) -> Any:
-        return self._given_optimizer if self._given_optimizer is not None else self._model.optimizer
+        """The optimizer that leads: the model's own, or the first that is used where that one is not."""
+        if self._given_optimizers:
+            return self._given_optimizers[0]
+        if not self._optimizers or self._optimizers[0] is not self._model.optimizer:
+            self._optimizers = keras_internals.optimizers_of(self._model)
+        return keras_internals.leading_optimizer(self._optimizers)
 
     def __enter__(self) -> Session:
         """Begin to watch the model."""
@@ -272,7 +281,11 @@ class Session:
         if self._state == "open":
             self._flush()
         step = self._instrumented[-1].plain if self._instrumented else None
-        options = {"report": print_progress(), "step": step, "optimizer": self._given_optimizer} | options
+        options = {
+            "report": print_progress(),
+            "step": step,
+            "optimizer": next(iter(self._given_optimizers), None),
+        } | options
         try:
             return verify_and_write(self._model, self.path, **options)
         finally:
@@ -303,19 +316,22 @@ class Session:
         model.train_function = current if self._replicas.devices else plain
         return model.train_function
 
-    def _make_taps(self, recorder: Recorder) -> tuple[LayerTaps, OptimizerTaps]:
+    def _make_taps(self, recorder: Recorder) -> tuple[LayerTaps, *tuple[OptimizerTaps, ...]]:
         self._records.refresh()  # layers and variables that were built since
         names = self._records.variable_name if self.options.weights or self.options.gradients else lambda variable: None
-        optimizer_taps = OptimizerTaps(
-            self._optimizer, names, recorder, weights=self.options.weights, gradients=self.options.gradients
+        leading = self._optimizer
+        self._optimizer_taps = tuple(
+            OptimizerTaps(
+                optimizer, names, recorder, self.options.weights, self.options.gradients, optimizer is leading
+            )
+            for optimizer in self._given_optimizers or keras_internals.optimizers_of(self._model)
         )
-        self._optimizer_taps = optimizer_taps
         for finding in check_loss_scaling(dict(keras_internals.walk_layers(self._model)), self._optimizer):
             if finding.severity == "error":
                 self._tell("warning", f"{finding.sentence} {finding.advice}")
         layer_taps = LayerTaps(self._records.plans, recorder, self._records.selects_between)
         self._records.between.append(layer_taps.between)
-        return layer_taps, optimizer_taps
+        return layer_taps, *self._optimizer_taps
 
     def _set_tripwire(self, directory: Path) -> None:
         steps = TrippedSteps(
@@ -349,10 +365,12 @@ class Session:
     def _keep(self, sampled: SampledStep) -> None:
         if sampled.reading is None or not any(t.key.kind == "activation" for t in sampled.reading.tensors):
             self._tell_nothing_fires()
-        for misuse in self._optimizer_taps.misuse.found() if self._optimizer_taps is not None else ():
+        for misuse in (words for taps in self._optimizer_taps for words in taps.misuse.found()):
             self._tell("warning", misuse)
         if sampled.reading is None:
             return
+        if sampled.reading.updates_before is None:  # the optimizer is not called, or in a branch: no update is no skip
+            self._loss_scale.counts_skips = False
         if self._batches is not None and self._handout is not None:
             self._batches.keep(sampled.step, self._handout, self._read_weights)
         if self._instrumented and sampled.reading.loss is None:
@@ -390,6 +408,7 @@ class Session:
             "can be put on it: it was not given to session.instrument, or it calls a tf.function of its own that was "
             "traced before. Give the tf.function itself to session.instrument, and call what that returns.",
         )
+        self._keeper.keep_layers_sampled()
         self._loop.switch_off()
 
     def _tell_of_silence(self, status: RunStatus) -> None:
@@ -440,9 +459,12 @@ def _check_model(model: Any, optimizer: Any) -> None:
             "precscope.profile, or, for a custom training loop, give it the optimizer: profile(model, run_dir, "
             "optimizer=optimizer)."
         )
-    check_loss_scale_arguments(model.optimizer if optimizer is None else optimizer)
-    if optimizer is not None and not isinstance(optimizer, keras.optimizers.Optimizer):
-        raise SessionError(f"`optimizer` must be a keras.optimizers.Optimizer, received {type(optimizer).__name__}.")
+    for one in optimizer if isinstance(optimizer, (list, tuple)) and optimizer else [optimizer]:
+        check_loss_scale_arguments(model.optimizer if one is None else one)
+        if optimizer is not None and not isinstance(one, keras.optimizers.Optimizer):
+            raise SessionError(
+                f"`optimizer` must be a keras.optimizers.Optimizer or a list of them, received {type(one).__name__}."
+            )
 
 
 def _how_it_ended(error: BaseException | None) -> tuple[RunStatus, str | None]:
