@@ -90,7 +90,7 @@ PROGRAMS = {
     "at exit": AT_EXIT,
     "spawning": SPAWNING,
     "forking": FORKING,
-    "an error of ours": OUR_ERROR,
+    "an error of PrecScope": OUR_ERROR,
 }
 
 
@@ -108,7 +108,7 @@ def test_a_script_behaves_as_without_us(name: str, folder: Path) -> None:
     call = ["scripts/train.py", "--dir", "x", "--", "--help", "-m"]
     plain, ours = python(folder, *call), python(folder, *PRECSCOPE, "--dir", "ours", *call)
     assert (ours.stdout, ours.returncode) == (plain.stdout, plain.returncode)
-    if name == "an error of ours":  # its frames in our own files are hidden
+    if name == "an error of PrecScope":  # its frames in our own files are hidden
         assert [ours.stderr.splitlines()[i] for i in (1, 2, -1)] == [plain.stderr.splitlines()[i] for i in (0, 1, -1)]
     else:
         assert ours.stderr.replace(NOT_RECORDED, "") == plain.stderr
@@ -117,8 +117,17 @@ def test_a_script_behaves_as_without_us(name: str, folder: Path) -> None:
         assert ours.returncode == -signal.SIGINT
 
 
-@pytest.mark.parametrize("module", ["package.train", "package"])
-@pytest.mark.parametrize("name", ["surroundings", "failing", "spawning", "at exit"])
+# Python itself does not import a package's __main__ in a spawned child.
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("surroundings", "package.train"),
+        ("surroundings", "package"),
+        ("failing", "package.train"),
+        ("at exit", "package"),
+        ("spawning", "package.train"),
+    ],
+)
 def test_a_module_behaves_as_without_us(name: str, module: str, folder: Path) -> None:
     (folder / "package").mkdir()
     (folder / "package" / "__init__.py").write_text("", encoding="utf-8")
