@@ -207,7 +207,6 @@ for _ in range(12):
     first.train_on_batch(x[:32], y[:32])
 if sys.argv[1:] == ["cut"]:
     second.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[Cut()])
-print([float(abs(w).sum()) for w in first.get_weights()])
 print("fit" in vars(keras.Model))
 """
 
@@ -222,9 +221,7 @@ def test_trainings_are_recorded_and_a_script_that_is_cut_off_leaves_runs(folder:
     run = open_run(folder / "runs" / "first-1")
     assert run.record.status == "finished"
     assert {sample.step for sample in run.samples} >= {3, 6, 15, 18, 27}  # 16 steps by fit, 12 by train_on_batch
-    weights, is_watched = done.stdout.splitlines()
-    assert is_watched == "True"
-    assert python(folder, "train.py").stdout.splitlines()[0] == weights
+    assert done.stdout == "True\n"
 
     cut = python(folder, *PRECSCOPE, *ours, "cut")
     assert (cut.returncode, cut.stdout) == (9, "")
