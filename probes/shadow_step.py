@@ -241,14 +241,14 @@ _LOSS = object()
 
 
 @contextmanager
-def _restored(variables: Sequence[Any]) -> Iterator[None]:
-    """Give the variables back the values that they had; they are copies, for a buffer may be written in place."""
-    before = [tf.identity(variable.read_value()) for variable in variables]
+def _restored(handles: Sequence[Any]) -> Iterator[None]:
+    """Give variables back the values that they had; they are copies, for a buffer may be written in place."""
+    before = [shadow_internals.read_variable(handle) for handle in handles]
     try:
         yield
     finally:
-        for variable, value in zip(variables, before, strict=True):
-            variable.assign(value)
+        for handle, value in zip(handles, before, strict=True):
+            shadow_internals.assign_variable(handle, value)
 
 
 def _split(arguments: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:

@@ -136,7 +136,7 @@ def test_layers_are_observed_with_their_gradients(batch: Any):
 def test_a_custom_loop_is_followed_and_functions_of_its_own_keep_no_trace(batch: Any):
     model = network("mixed_float16")
     optimizer, loss_of = model.optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    counter = tf.Variable(0)
+    counter, last_loss = tf.Variable(0), tf.Variable(-1.0)
 
     @tf.function
     def gradients_of(x: Any, y: Any) -> Any:
@@ -147,6 +147,7 @@ def test_a_custom_loop_is_followed_and_functions_of_its_own_keep_no_trace(batch:
     @tf.function
     def train_step(x: Any, y: Any) -> None:
         counter.assign_add(1)
+        last_loss.assign(tf.reduce_sum(x), read_value=False)
         optimizer.apply_gradients(zip(gradients_of(x, y), model.trainable_variables, strict=True))
 
     train_step(*batch)
@@ -155,6 +156,7 @@ def test_a_custom_loop_is_followed_and_functions_of_its_own_keep_no_trace(batch:
     result = ShadowStep(model, optimizer, step=train_step).run(*half)
     assert_same(before, state_of(model))
     assert counter.numpy() == 1
+    assert last_loss.numpy() == tf.reduce_sum(batch[0])
     assert gradients_of.experimental_get_tracing_count() == traced
     assert len(result.gradients) == 6
     assert result.loss is not None
