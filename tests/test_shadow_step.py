@@ -191,3 +191,24 @@ def test_weights_that_a_layer_changes_in_its_call_are_put_back(batch: Any):
     before = state_of(model)
     ShadowStep(model, model.optimizer).run(batch)
     assert_same(before, state_of(model))
+
+
+def test_a_float32_softmax_stays_what_the_loss_looks_for(batch: Any):
+    """Keras' loss takes the logits from the softmax before it: a tap between the two would be another loss."""
+    model = mlp("float32")
+    model.train_on_batch(*batch)
+    model.layers[-1].kernel.assign(model.layers[-1].kernel * 1000.0)  # probabilities of 0, whose logarithm is cut off
+
+    def taps(trace: Any) -> Any:
+        def observe(key: TensorKey, call: int, tensor: Any) -> None:
+            trace.keep(key, tensor)
+
+        return observed_layers({layer.name: layer for layer in model.layers}, trace, observe)
+
+    observed, plain = (
+        ShadowStep(model, model.optimizer, taps=taps).run(batch),
+        ShadowStep(model, model.optimizer).run(batch),
+    )
+    assert observed.loss == plain.loss
+    assert TensorKey("head", "activation", "0") in observed.kept
+    assert TensorKey("head", "gradient", "0") not in observed.kept
