@@ -6,15 +6,16 @@ from typing import TYPE_CHECKING
 
 from precscope.advice.questions import outputs_of
 from precscope.formats import FORMATS
+from precscope.origin_records import is_code_id
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
 
     from precscope.advice.evidence import Evidence
     from precscope.advice.sources import Source
     from precscope.records import LayerRecord
 
-__all__ = ["float16_readers", "outgrew_float16", "reach_through", "readers_of"]
+__all__ = ["float16_readers", "outgrew_float16", "pinnable", "reach_through", "readers_of"]
 
 _FLOAT16 = FORMATS["float16"]
 #: Keras layers whose output is as large as the largest value that they are given.
@@ -70,6 +71,28 @@ def reach_through(evidence: Evidence, layer: str, goals: Collection[str]) -> tup
                 heads.append(name)
                 ways.append((*way, name))
     return None
+
+
+def pinnable(evidence: Evidence, names: Iterable[str]) -> tuple[str, ...]:
+    """Return the layers to pin for `names`, among which may be code between layers, which has no policy of its own.
+
+    Code inside a layer's call computes in what that layer's inner layers give it, so the layer is pinned with all that
+    it holds; code of the model itself is reached by the layers before it and the one that reads it.
+    """
+    return tuple(dict.fromkeys(layer for name in names for layer in _layers_for(evidence, name)))
+
+
+def _layers_for(evidence: Evidence, name: str) -> list[str]:
+    graph = evidence.graph
+    owner, _, last = name.rpartition("/")
+    if not is_code_id(last):
+        return [name]
+    if owner:
+        around = [owner, *graph.contents.get(owner, ())]
+    else:
+        around = [*(graph.producers(name) if name in graph.by_id else ()), *graph.consumers(name)]
+    narrow = [other for other in around if graph.by_id[other].compute_dtype == "float16"]
+    return [other for other in narrow if not is_code_id(other.rpartition("/")[2])]
 
 
 def readers_of(evidence: Evidence, source: Source) -> tuple[str, ...]:

@@ -99,7 +99,7 @@ def score_case(case: Case, run: Run) -> Score:
         named,
         found,
         to_find,
-        tuple(name for name in named if name not in tolerated),
+        tuple(name for name in named if not any(name == ok or name.startswith(f"{ok}/") for ok in tolerated)),
         bool(serious)
         and serious[0].action in right_actions
         and (serious[0].layer in right_layers or (not right_layers and serious[0].action != "keep_float32")),
