@@ -1,8 +1,8 @@
 """Scores the proof on the zoo: `python -m benchmarks.proof [NAME ...]`.
 
-Every case of `tests/zoo` is trained for 60 steps under `precscope.profile`, then verified by replay. The table shows the
-set that was proven beside the truth, which `python -m tests.zoo.verify_labels` verifies by training. Where another action
-than float32 is the answer (another loss scale, say), a set is proven all the same; it is shown and not scored.
+Every case of `tests/zoo` is trained for 60 steps under `precscope.profile`, then verified by replay. The table shows
+the set that was proven beside the truth, which `python -m tests.zoo.verify_labels` verifies by training. Where another
+action than float32 is the answer (another loss scale, say), a set is proven all the same; it is shown and not scored.
 """
 
 from __future__ import annotations
