@@ -29,6 +29,7 @@ __all__ = ["ReplayBatch", "Replayer"]
 
 _FINITE = "outputs finite"
 _LEAST_PASSES, _MOST_PASSES = 7, 51  # that are timed of each setting: enough for a median and its quartiles
+_MOST_TRACED = 16  # steps are kept at once, so that pricing finds most of them traced
 _LONGEST_S = 10.0  # no more passes are timed than fit, beyond the least
 
 
@@ -198,6 +199,8 @@ class Replayer:
     def _step_for(self, policies: Mapping[str, str]) -> ShadowStep:
         key = _key(policies)
         if key not in self._tried:
+            while len(self._tried) >= _MOST_TRACED:  # a graph of a large model takes its room; the eldest goes
+                del self._tried[next(iter(self._tried))]
             self._tried[key] = tried = _Tried(
                 ShadowStep(
                     self._model,
