@@ -26,15 +26,17 @@ from precscope.records import (
     LayerRecord,
     LossScaleRecord,
     NoticeRecord,
+    ProgressRecord,
     StepTimeRecord,
     TensorRecord,
 )
 from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
+from precscope.replica_records import ReplicaRecord
 from precscope.run_failures import damaged, newer_format, os_failure, sqlite_failure
 from precscope.statistics import BIN_EXPONENTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = [
     "FIRST_ROW",
@@ -46,11 +48,13 @@ __all__ = [
     "insert_row",
     "last_row",
     "open_database",
+    "read_meta",
     "select",
     "select_after",
     "select_results",
     "to_row",
     "transaction",
+    "write_meta",
 ]
 
 SCHEMA_VERSION = 1
@@ -76,6 +80,7 @@ CREATE TABLE loss_scales (
     step INTEGER NOT NULL, loss_scale REAL, steps_applied INTEGER, steps_skipped INTEGER, steps_since_change INTEGER
 );
 CREATE TABLE notices (step INTEGER, level TEXT NOT NULL, source TEXT NOT NULL, message TEXT NOT NULL);
+CREATE TABLE progress (step INTEGER NOT NULL, time_unix_s REAL NOT NULL);
 CREATE TABLE costs (kind TEXT PRIMARY KEY, count INTEGER NOT NULL, time_ns INTEGER NOT NULL);
 CREATE TABLE step_times (
     first_step INTEGER NOT NULL, steps INTEGER NOT NULL, mean_time_ns INTEGER NOT NULL, batch INTEGER
@@ -93,6 +98,11 @@ CREATE TABLE origins (
     bad_weights TEXT NOT NULL, bad_updates TEXT NOT NULL, noticed_by TEXT NOT NULL, noticed_step INTEGER NOT NULL,
     finite_step INTEGER, dense_steps INTEGER NOT NULL, times INTEGER NOT NULL, last_step INTEGER NOT NULL, kept TEXT,
     note TEXT, frames TEXT NOT NULL
+);
+CREATE TABLE replicas (number INTEGER PRIMARY KEY, worker INTEGER NOT NULL, device TEXT NOT NULL);
+CREATE TABLE replica_samples (
+    sample INTEGER NOT NULL, replica INTEGER NOT NULL, loss REAL, loss_is_nan INTEGER NOT NULL, scalars BLOB NOT NULL,
+    PRIMARY KEY (sample, replica)
 );
 CREATE TABLE devices (
     id TEXT PRIMARY KEY, kind TEXT NOT NULL, name TEXT, memory_total_bytes INTEGER, uuid TEXT, pci_bus_id TEXT,
@@ -128,11 +138,13 @@ _TABLES: dict[type[Any], str] = {
     TensorRecord: "tensors",
     LossScaleRecord: "loss_scales",
     NoticeRecord: "notices",
+    ProgressRecord: "progress",
     CostRecord: "costs",
     StepTimeRecord: "step_times",
     ProfiledWindow: "profiled_windows",
     OpRecord: "op_times",
     OriginRecord: "origins",
+    ReplicaRecord: "replicas",
     DeviceInfo: "devices",
     DeviceSample: "device_samples",
     ReferenceStepRecord: "reference_steps",
@@ -141,7 +153,7 @@ _TABLES: dict[type[Any], str] = {
 #: Tables that a run need not have: runs that were recorded before there were any.
 _OPTIONAL_TABLES = (
     *("step_times", "results", "profiled_windows", "op_times", "devices", "device_samples", "origins"),
-    *("reference_steps", "reference"),
+    *("reference_steps", "reference", "progress", "replicas", "replica_samples"),
 )
 #: Columns that hold a tuple as a JSON array.
 _JSON_COLUMNS = ("inputs", "shape", "shared_with", "throttle_reasons", "bad_weights", "bad_updates", "left_out")
@@ -303,7 +315,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     # SQLite finds missing pages itself, but takes a last page that was cut off as if it ended in zeros.
     if path.stat().st_size % connection.execute("PRAGMA page_size").fetchone()[0] and not _logs(path):
         raise damaged(path, "is cut off")
-    meta = dict(connection.execute("SELECT name, value FROM meta"))
+    meta = read_meta(connection)
     version = str(meta.get("schema_version"))
     if not version.isdecimal():
         raise damaged(path, "holds no schema_version")
@@ -359,6 +371,20 @@ def select_results(connection: sqlite3.Connection) -> dict[str, list[float]]:
         for name, value in connection.execute("SELECT name, value FROM results ORDER BY rowid"):
             results.setdefault(name, []).append(math.nan if value is None else value)
     return results
+
+
+def write_meta(connection: sqlite3.Connection, facts: Mapping[str, str | None]) -> None:
+    """Store facts about the file; one that is None is deleted."""
+    for name, value in facts.items():
+        if value is None:
+            connection.execute("DELETE FROM meta WHERE name = ?", (name,))
+        else:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+
+def read_meta(connection: sqlite3.Connection) -> dict[str, str]:
+    """Return the facts about the file, by name."""
+    return dict(connection.execute("SELECT name, value FROM meta"))
 
 
 def columns_of(connection: sqlite3.Connection, table: str) -> set[str]:

@@ -17,6 +17,7 @@ __all__ = [
     "LayerRecord",
     "LossScaleRecord",
     "NoticeRecord",
+    "ProgressRecord",
     "RunRecord",
     "SampleRecord",
     "StepTimeRecord",
@@ -221,6 +222,19 @@ class NoticeRecord:
     level: Literal["info", "warning", "error"]
     source: str
     message: str
+
+
+@dataclass(frozen=True)
+class ProgressRecord:
+    """How far the training was at a moment, for those who watch it: written about once a second, in place of the last.
+
+    Attributes:
+        step: Train steps that had begun since the session did; a GPU may still be at work on the last few.
+        time_unix_s: Wall-clock time.
+    """
+
+    step: int
+    time_unix_s: float
 
 
 @dataclass(frozen=True)

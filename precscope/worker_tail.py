@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING
 
 from precscope.database import FIRST_ROW, last_row, open_database, select_after
 from precscope.device_records import DeviceInfo, DeviceSample
+from precscope.origin_records import OriginRecord
 from precscope.records import (
     CostRecord,
     LayerRecord,
     LossScaleRecord,
     NoticeRecord,
+    ProgressRecord,
     SampleRecord,
     StepTimeRecord,
     TensorRecord,
 )
+from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
 from precscope.thinned import Thinned
 from precscope.worker import Worker, samples_after, scalars_after
 
@@ -38,6 +41,7 @@ __all__ = ["RECENT", "FreshSample", "WorkerTail"]
 _SERIES = 512
 #: The samples and notices that are kept whole, and of how many new samples a look reads the scalars at most.
 RECENT = 32
+_REFERENCE_STEPS = 4
 #: Rows of a table that one look reads at most: a transaction that stays short never delays the writer's checkpoint.
 _ROWS_A_LOOK = 5000
 #: Rows of devices that are read once more: of one look at all of them, as many GPUs as a machine has.
@@ -80,6 +84,10 @@ class WorkerTail:
         notices: The last ones.
         costs: By kind, as they were written last.
         step_times: Measured stretches of plain steps, thinned.
+        origins: Where values turned non-finite.
+        progress: How far the training was at each look.
+        reference_steps: The last reference steps in float32.
+        reference: What these measured.
         devices: By id.
         device_samples: The devices' states by id, thinned.
         is_behind: Whether there was more than one look reads.
@@ -96,6 +104,10 @@ class WorkerTail:
         self.notices: deque[NoticeRecord] = deque(maxlen=RECENT)
         self.costs: tuple[CostRecord, ...] = ()
         self.step_times: Thinned[StepTimeRecord] = Thinned(_SERIES)
+        self.origins: tuple[OriginRecord, ...] = ()
+        self.progress: Thinned[ProgressRecord] = Thinned(_SERIES)
+        self.reference_steps: deque[ReferenceStepRecord] = deque(maxlen=_REFERENCE_STEPS)
+        self.reference: list[ReferenceRecord] = []
         self.devices: dict[str, DeviceInfo] = {}
         self.device_samples: dict[str, Thinned[DeviceSample]] = {}
         self.is_behind = False
@@ -137,8 +149,10 @@ class WorkerTail:
             (),
             tuple(self.devices.values()),
             tuple(item for series in self.device_samples.values() for item in series.items()),
-            {},
-            (),
+            results={},
+            reference_steps=tuple(self.reference_steps),
+            reference=tuple(self.reference),
+            origins=self.origins,
             first_sample=last[0].index if last else 0,
         )
 
@@ -153,6 +167,14 @@ class WorkerTail:
         self.loss_scales.extend(looks)
         self.step_times.extend(stretches)
         changed += [bool(looks), bool(stretches)]
+        # These are written anew, not added to.
+        origins, _ = select_after(connection, OriginRecord, FIRST_ROW)
+        progress, _ = select_after(connection, ProgressRecord, FIRST_ROW)
+        changed += [origins != self.origins, bool(progress) and progress[0] != self.progress.last]
+        self.origins = origins
+        if changed[-1]:
+            self.progress.extend(progress)
+        changed.append(self._read_reference(connection))
         notices = self._after(connection, NoticeRecord)
         self.notices.extend(notices)
         costs, _ = select_after(connection, CostRecord, FIRST_ROW)
@@ -176,6 +198,15 @@ class WorkerTail:
             self._scalars = self._sample
         return True
 
+    def _read_reference(self, connection: sqlite3.Connection) -> bool:
+        steps, tensors = self._after(connection, ReferenceStepRecord), self._after(connection, ReferenceRecord)
+        if not steps and not tensors:
+            return False
+        self.reference_steps.extend(steps)
+        kept = {(step.step, step.moment) for step in self.reference_steps}
+        self.reference = [item for item in (*self.reference, *tensors) if (item.step, item.moment) in kept]
+        return True
+
     def _read_devices(self, connection: sqlite3.Connection) -> bool:
         for device in (devices := self._after(connection, DeviceInfo)):
             self.devices[device.id] = device
@@ -192,7 +223,7 @@ class WorkerTail:
 
     def _after(self, connection: sqlite3.Connection, cls: type[Record]) -> tuple[Record, ...]:
         """Return the next records of a class that were not read yet."""
-        most = -1 if cls in (LayerRecord, TensorRecord) else _ROWS_A_LOOK
+        most = -1 if cls in (LayerRecord, TensorRecord, ReferenceRecord) else _ROWS_A_LOOK
         records, self._rows[cls] = select_after(connection, cls, self._rows.get(cls, FIRST_ROW), most)
         self.is_behind |= len(records) == most
         return records

@@ -215,7 +215,8 @@ class SamplingLoop:
             raise
         except Exception as error:
             recorder.cancel()
-            if "IteratorGetNext" in str(error):  # the user's data failed, not the probes
+            # The user's data failed or ended, not the probes.
+            if "IteratorGetNext" in str(error) or type(error).__name__ == "OutOfRangeError":
                 raise
             return self._run_plain(error, plain, steps, count)
         stepped_ns = self._clock_ns()

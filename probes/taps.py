@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,13 @@ def _reason_to_leave_out_forward(layer: Any) -> str | None:
     return "its output values are among its input's" if relu or isinstance(layer, _SELECTING) else None
 
 
+class _Calling(threading.local):
+    """Ids of the layers whose calls have begun and not ended; replicas are traced in threads that take turns."""
+
+    def __init__(self) -> None:
+        self.layers: list[str] = []
+
+
 class LayerTaps:
     """Puts taps on a model's layers while a probed step is traced, and takes them off again.
 
@@ -140,7 +148,7 @@ class LayerTaps:
         self._recorder = recorder
         self._selects = selects
         self._sources = TensorSources()
-        self._open: list[str] = []  # ids of the layers whose calls have begun and not ended
+        self._calling = _Calling()
         self._calls = 0
 
     @contextmanager
@@ -189,11 +197,11 @@ class LayerTaps:
             args, kwargs = self._note_inputs(plan, args, kwargs)
             graph = keras_internals.current_graph()
             begin = 0 if graph is None else len(graph.get_operations())
-            self._open.append(plan.id)
+            self._calling.layers.append(plan.id)
             try:
                 outputs = call(*args, **kwargs)
             finally:
-                self._open.pop()
+                self._calling.layers.pop()
             if plan.order is None:
                 self._number(plan)
                 ops = [] if graph is None else graph.get_operations()[begin:]
@@ -227,7 +235,7 @@ class LayerTaps:
         producers, computing = self._sources.computed_from(tensor)
         if not producers or not computing:
             return producers, None
-        owner = f"{self._open[-1]}/" if self._open else ""
+        owner = f"{self._calling.layers[-1]}/" if self._calling.layers else ""
         name = plan.id.removeprefix(owner)
         code = self._plan_between(f"{owner}(before {name})", CodeBetween(computing[0].type, tensor.dtype.name))
         if code is None:

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from precscope.advice.origin_account import main_origin, origin_sentence
 from precscope.advice.wording import counted
 from precscope.errors import PrecScopeError
 from precscope.reports.live_findings import FindingsLog, LiveFinding
@@ -34,6 +35,7 @@ _STATES = {
     "killed": "killed after",
 }
 _MOST_NOTICES = 3
+_PACE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -47,11 +49,14 @@ class LiveFrame:
         problem: Why the run cannot be read at the moment, or what ended it.
         model: The model in a line.
         step: The newest train step that is known of, from 0.
+        steps_per_s: Steps in a second of wall-clock time over the last few seconds, validation and all; None where
+            they are not known, or over.
         training: Loss, loss scale and skipped steps.
         machine: Step time, memory and power.
         layers: The worst layers at the last sample.
         pictures: Where the values of the first of them lie, in the same order; None where that was not read.
         layers_total: How many layers are recorded.
+        origin: Where finite values first turned into infinities or NaN, in words; None where none did.
         findings: What the rules found, worst first.
         notices: What the session had to say, warnings and worse, the latest first.
         sampling: How often steps were sampled, and when last.
@@ -64,11 +69,13 @@ class LiveFrame:
     problem: str | None = None
     model: str = ""
     step: int | None = None
+    steps_per_s: float | None = None
     training: tuple[Gauge, ...] = ()
     machine: tuple[Gauge, ...] = ()
     layers: tuple[LayerNow, ...] = ()
     pictures: tuple[LayerPictures | None, ...] = ()
     layers_total: int = 0
+    origin: str | None = None
     findings: tuple[LiveFinding, ...] = ()
     notices: tuple[tuple[Severity, str], ...] = ()
     sampling: str = ""
@@ -182,11 +189,13 @@ class LiveSource:
             problem=self._problem or error,
             model=model_line(record.model),
             step=_newest_step(main),
+            steps_per_s=_pace(main) if main is not None and status == "running" else None,
             training=self._training,
             machine=self._machine,
             layers=self._layers,
             pictures=tuple(self._book.of(layer.id) for layer in self._layers),
             layers_total=max((watch.layers for watch in self._watches.values()), default=0),
+            origin=_origin(tail.workers),
             findings=self._log.findings(),
             notices=_notices(tail.workers),
             sampling="" if main is None else self._sampling(main),
@@ -240,12 +249,25 @@ def _newest_step(worker: WorkerTail | None) -> int | None:
     if worker is None:
         return None
     sample, look, stretch = worker.samples.last, worker.loss_scales.last, worker.step_times.last
+    progress = worker.progress.last
     steps = [
         None if sample is None else sample.step,
         None if look is None else look.step - 1,  # a look counts the steps before it
         None if stretch is None else stretch.first_step + stretch.steps - 1,
+        None if progress is None else progress.step - 1,
     ]
     return max((step for step in steps if step is not None and step >= 0), default=None)
+
+
+def _pace(worker: WorkerTail) -> float | None:
+    """Return the steps in a second, over the last `_PACE_S` seconds that were followed."""
+    last, looks = worker.progress.last, worker.progress.items()
+    first = next(
+        (look for look in reversed(looks) if last is not None and last.time_unix_s - look.time_unix_s >= _PACE_S), None
+    )
+    if last is None or first is None or last.step < first.step:
+        return None
+    return (last.step - first.step) / (last.time_unix_s - first.time_unix_s)
 
 
 def _last_sign(worker: WorkerTail) -> float:
@@ -253,6 +275,11 @@ def _last_sign(worker: WorkerTail) -> float:
     looks = [series.last for series in worker.device_samples.values()]
     times = [look.time_unix_s for look in looks if look is not None]
     return max([*times, worker.samples.last.time_unix_s if worker.samples.last else 0.0])
+
+
+def _origin(workers: Sequence[WorkerTail]) -> str | None:
+    origin = main_origin([origin for worker in workers for origin in worker.origins])
+    return None if origin is None else printable(origin_sentence(origin))
 
 
 def _notices(workers: Sequence[WorkerTail]) -> tuple[tuple[Severity, str], ...]:

@@ -100,7 +100,7 @@ def frame_lines(frame: LiveFrame, width: int) -> Iterator[Text]:
         *layers_heading(frame, width, len(frame.layers)),
         *live_layers(frame.layers, width, frame.pictures if len(frame.layers) <= len(frame.pictures) else None),
         *findings_heading(frame, width),
-        *findings_lines(frame.findings, frame.notices, width),
+        *findings_lines(frame.origin, frame.findings, frame.notices, width),
         Text(),
         *footer_lines(frame),
     ]
@@ -128,7 +128,7 @@ def _shared_out(frame: LiveFrame, width: int, height: int) -> _Rows:
     columns = len(frame.training), len(frame.machine)
     gauges = (max(columns) if width >= _TWO_COLUMNS_FROM else sum(columns)) + 1 + gap
     left = max(height - header - gauges - footer - gap, 0)
-    wanted = len(_finding_lines(frame.findings, frame.notices, width)) + 1 + gap
+    wanted = len(_finding_lines(frame.origin, frame.findings, frame.notices, width)) + 1 + gap
     number = len(frame.layers)
     fewest = rows_of_layers(min(number, _PICTURES_FROM), with_pictures=True) + 1 + gap
     with_pictures = number > 0 and left - min(wanted, left // 2) >= fewest
@@ -139,7 +139,7 @@ def _shared_out(frame: LiveFrame, width: int, height: int) -> _Rows:
 
 
 def _head(frame: LiveFrame) -> object:
-    return frame.name, frame.state, frame.state_text, frame.step, frame.model, frame.problem
+    return frame.name, frame.state, frame.state_text, frame.step, frame.steps_per_s, frame.model, frame.problem
 
 
 def _gauges(frame: LiveFrame, width: int, rows: _Rows) -> tuple[Section, ...]:
@@ -171,18 +171,21 @@ def _layers(frame: LiveFrame, width: int, rows: _Rows) -> Section:
 
 def _findings(frame: LiveFrame, width: int, rows: _Rows) -> Section:
     def lines() -> list[Text]:
-        drawn = [line.copy() for line in _finding_lines(frame.findings, frame.notices, width)]
+        drawn = [line.copy() for line in _finding_lines(frame.origin, frame.findings, frame.notices, width)]
         return _cut_off([*findings_heading(frame, width), *drawn][1 - rows.gap :], rows.findings)
 
-    return Section("findings", width, rows.findings, (frame.findings, frame.notices), lines)
+    return Section("findings", width, rows.findings, (frame.origin, frame.findings, frame.notices), lines)
 
 
 @lru_cache(maxsize=8)
 def _finding_lines(
-    findings: tuple[LiveFinding, ...], notices: tuple[tuple[Severity, str], ...], width: int
+    origin: str | None,
+    findings: tuple[LiveFinding, ...],
+    notices: tuple[tuple[Severity, str], ...],
+    width: int,
 ) -> tuple[Text, ...]:
     """Return the lines of the findings; their number is asked for at each frame."""
-    return tuple(findings_lines(findings, notices, width))
+    return tuple(findings_lines(origin, findings, notices, width))
 
 
 def _footer(frame: LiveFrame, gap: int) -> list[Text]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from precscope.advice.wording import plain
 from precscope.reports.live_findings import WINDOW
 from precscope.reports.palette import BOLD, FAINT, LEVELS, LINE, PLAIN, SEVERITIES
 from precscope.reports.terminal_lines import heading, paragraph
@@ -83,7 +84,8 @@ def header_lines(frame: LiveFrame, width: int, keys: bool = True) -> Iterator[Te
 def _state(frame: LiveFrame) -> Text:
     sign, style = STATE_SIGNS[frame.state]
     step = "" if frame.step is None else f" · step {frame.step:,}"
-    return Text.assemble((f"{sign} ", style), (frame.name, BOLD), f"  {frame.state_text}", step)
+    pace = "" if frame.steps_per_s is None else f" · {plain(frame.steps_per_s)} steps/s"
+    return Text.assemble((f"{sign} ", style), (frame.name, BOLD), f"  {frame.state_text}", step, pace)
 
 
 def gauge_lines(gauges: Iterable[Gauge], width: int) -> Iterator[Text]:
@@ -123,9 +125,13 @@ def findings_heading(frame: LiveFrame, width: int) -> Iterator[Text]:
 
 
 def findings_lines(
-    findings: Iterable[LiveFinding], notices: Iterable[tuple[Severity, str]], width: int
+    origin: str | None, findings: Iterable[LiveFinding], notices: Iterable[tuple[Severity, str]], width: int
 ) -> Iterator[Text]:
-    """Yield the findings, those of the last samples with what to do, then what the session had to say."""
+    """Yield where values turned bad first, the findings, with what to do, then what the session had to say."""
+    if origin is not None:
+        sign, style = SEVERITIES["error"]
+        text = Text.assemble(("origin: ", BOLD), origin)
+        yield from _short(paragraph(text, width, Text(f"{sign} ", style), Text("  ")), width)
     for finding in findings:
         yield from _finding(finding, width) if finding.is_current else _past_finding(finding)
     for severity, message in notices:

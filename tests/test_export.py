@@ -28,6 +28,7 @@ from precscope.tables import TABLES, run_table
 from precscope.writer import RunWriter
 from tests.core_fixtures import arrays_of, layer_record, run_record, sample_record, tensor_record
 from tests.synthetic_runs import SyntheticRun, healthy, layer, values, with_bad
+from tests.test_reference_view import STEP, record
 from tests.test_terminal_report import HOSTILE, RUNS
 
 
@@ -71,6 +72,7 @@ def measured(path):
     writer.add_op_times(ProfiledWindow(1, 2), [op])
     writer.add_devices([DeviceInfo("gpu:0", "gpu", "Card")])
     writer.add_device_samples([DeviceSample("gpu:0", 1.5, power_mw=70_000, throttle_reasons=("gpu_idle",))])
+    writer.add_reference(STEP, [record("second", "activation")])
     writer.add_origin(OriginRecord(0, 1, "layer", "forward", "second", bad_weights=("second/kernel",)))
     writer.set_results({"loss": [0.5, 0.25], "accuracy": [0.9]})
     writer.close("finished")

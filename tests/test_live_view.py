@@ -18,7 +18,8 @@ from rich.console import Console, Group
 
 from precscope.device_records import DeviceInfo, DeviceSample
 from precscope.errors import RunDirectoryError
-from precscope.records import CostRecord, LossScaleRecord, NoticeRecord, StepTimeRecord
+from precscope.origin_records import OriginRecord
+from precscope.records import CostRecord, LossScaleRecord, NoticeRecord, ProgressRecord, StepTimeRecord
 from precscope.reports.live_lines import LiveLog, panel_lines
 from precscope.reports.live_view import LiveSource
 from precscope.reports.terminal_live import frame_lines, layout_of, sections_of
@@ -242,6 +243,28 @@ def test_time_memory_and_cost(frames):
     assert (gauges["power"].now, gauges["power"].aside) == ("310 W", "97 % busy, 61 °C")
     assert frames["healthy"].cost.startswith("3.3 s, 2.5% of the run: compiling 3.2 s")
     assert frames["healthy"].sampling == "8 samples, at most 2.0% of the time, the last at step 700, 1 min 4 s ago"
+
+
+def test_the_step_and_the_pace_are_known_between_samples(tmp_path):
+    writer, source = growing(tmp_path / "run", 3), source_of(tmp_path / "run")
+    for second in range(8):
+        writer.add_device_samples(
+            [DeviceSample("gpu:0", STARTED + second, GIB)], ProgressRecord(400 + 50 * second, STARTED + second)
+        )
+        frame = source.frame()
+    assert (frame.step, frame.steps_per_s) == (749, 50.0)
+    assert "step 749 · 50 steps/s" in shown(frame, 80, 24)
+    writer.close("finished")
+    assert source.frame().steps_per_s is None  # over
+
+
+def test_where_it_began_is_told_first(tmp_path):
+    writer = growing(tmp_path / "run", 12)
+    assert "origin:" not in shown(source_of(tmp_path / "run").frame(), 80, 24)
+    writer.add_origin(OriginRecord(0, 1000, "layer", "forward", "second"))
+    frame = source_of(tmp_path / "run").frame()
+    assert frame.origin == "In train step 1,000 'second' turned finite values into infinities or NaN."
+    assert "✖ origin: In train step 1,000 'second' turned finite values" in shown(frame, 80, 24)
 
 
 def test_a_loss_that_is_nan_is_an_error(frames):

@@ -331,3 +331,20 @@ def test_none_is_planned_unless_asked_for(tmp_path: Path):
     assert not Options().reference
     with precscope.profile(network(jit_compile=False), tmp_path / "run", **QUIET) as session:
         assert session._reference is None
+
+
+def test_a_sequential_model_inside_another_takes_float32_as_well():
+    """It was built for the float16 that came to it, and would cast to that."""
+    keras.utils.set_random_seed(1)
+    policy = "mixed_float16"
+    inner = keras.Sequential([layers.Dense(8, name="inner", dtype=policy)], name="block")
+    inner.dtype_policy = policy
+    model = keras.Sequential(
+        [keras.Input((6,)), layers.Dense(8, name="first", dtype=policy), inner, layers.Dense(1, dtype="float32")]
+    )
+    model.compile("sgd", "mse", jit_compile=False)
+    assert model.get_layer("block").input_dtype == "float16"
+    run = Taken(model)
+    assert run.reference_steps[0].left_out == ()
+    assert (of(run, "block/inner", "activation").inherited_relative_error or 0) > 0
+    assert model.get_layer("block").input_dtype == "float16"

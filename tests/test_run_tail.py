@@ -14,7 +14,8 @@ from precscope import database, worker_tail
 from precscope.device_records import DeviceInfo, DeviceSample
 from precscope.errors import RunDirectoryError
 from precscope.reader import open_run
-from precscope.records import CostRecord, LossScaleRecord, NoticeRecord, StepTimeRecord
+from precscope.records import CostRecord, LossScaleRecord, NoticeRecord, ProgressRecord, StepTimeRecord
+from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
 from precscope.run_file import ProcessRecord
 from precscope.run_tail import RunTail
 from precscope.writer import RunWriter
@@ -100,6 +101,30 @@ def test_device_samples_go_on_after_the_writer_thinned_them(tmp_path):
     writer.add_device_samples([DeviceSample("gpu:0", 10.0, 10)])
     tail.look()
     assert [item.memory_used_bytes for item in tail.workers[0].device_samples["gpu:0"].items()] == [0, 1, 2, 3, 10]
+
+
+def test_what_is_written_in_place_of_what_was_there_is_followed(tmp_path):
+    writer, tail = begin(tmp_path / "run"), RunTail(tmp_path / "run", Clock())
+    steps = []
+    for step in (0, 7, 7, 12):
+        writer.add_device_samples([DeviceSample("host", float(step), 1)], ProgressRecord(step, float(step)))
+        tail.look()
+        steps.append([record.step for record in tail.workers[0].progress.items()])
+    assert steps == [[0], [0, 7], [0, 7], [0, 7, 12]]
+
+
+def test_the_last_reference_steps_are_kept(tmp_path):
+    writer, tail = begin(tmp_path / "run"), RunTail(tmp_path / "run", Clock())
+    for step in range(6):
+        reference = ReferenceStepRecord(step, "budget", 8, 8, 1.0, 0.5, 0.5, "equal", True, 1000)
+        tensor = ReferenceRecord(
+            step, "budget", "dense", "activation", "0", 10, 10, 1.0, 0, 0, 0, 0.1, 20.0, 0.99, None
+        )
+        writer.add_reference(reference, [tensor])
+        tail.look()
+    run = tail.recent_run(1)
+    assert [item.step for item in run.reference_steps] == [2, 3, 4, 5]
+    assert [item.step for item in run.reference] == [2, 3, 4, 5]
 
 
 def test_a_long_run_is_caught_up_with_in_short_looks(tmp_path, monkeypatch):
@@ -286,7 +311,7 @@ def test_a_run_of_an_earlier_version_without_some_tables(tmp_path):
     add_samples(writer, range(2))
     writer.close("finished")
     connection = sqlite3.connect(tmp_path / "run" / "worker-0.sqlite")
-    for table in ("step_times", "devices", "device_samples"):
+    for table in ("step_times", "devices", "device_samples", "origins", "progress"):
         connection.execute(f"DROP TABLE {table}")
     connection.commit()
     connection.close()

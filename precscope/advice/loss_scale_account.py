@@ -145,6 +145,8 @@ def _dynamic(evidence: Evidence, stretches: tuple[SkippedStretch, ...], found: C
     cause = main_cause(stretches)
     where = _where(found)
     if cause is None:
+        if not skips.seen:
+            return LossScaleAccount("unknown", "The loss scale is not known yet: no step was seen.", stretches, found)
         if skips.skipped or skips.last_scale is None:  # judged by sampled steps alone, or never looked at
             return LossScaleAccount("unknown", f"The loss scale: {scale}, {amount}.", stretches, found)
         text = f"The loss scale is healthy: it stands at {scale}, and no step was skipped."

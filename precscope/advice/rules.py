@@ -18,6 +18,7 @@ from precscope.advice.measured_rules import (
 )
 from precscope.advice.origin_rules import nonfinite_origin
 from precscope.advice.output_rules import loss_not_finite, output_in_16_bits
+from precscope.advice.replica_rules import lone_overflow
 from precscope.advice.weight_rules import bad_weights, lost_updates, odd_sizes
 
 __all__ = ["RULES", "Rule"]
@@ -28,6 +29,7 @@ Rule = Callable[[Evidence], Iterable[Finding]]
 RULES: tuple[Rule, ...] = (
     bad_input,
     cast_overflow,
+    lone_overflow,
     activation_overflow,
     measured_break,
     loss_not_finite,

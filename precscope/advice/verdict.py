@@ -83,6 +83,8 @@ def _basis(evidence: Evidence) -> str:
     recorded = sum(not is_code_id(name) for name in outputs)
     samples = evidence.samples
     layers = f"{recorded} of {counted(_layers(evidence), 'layer')} recorded"
+    if not samples and not recorded:
+        return f"Nothing was recorded yet of {counted(_layers(evidence), 'layer')}."
     if not samples:
         return f"The output of {recorded} of {counted(_layers(evidence), 'layer')} is to be recorded."
     first, last = samples[0].step, samples[-1].step
