@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from precscope.advice.finding import Action, Finding, Number
 from precscope.advice.origin_account import main_origin, origin_sentence
-from precscope.advice.questions import float16_consumers
+from precscope.advice.readers import float16_readers
 from precscope.formats import FORMATS
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def nonfinite_origin(evidence: Evidence) -> Iterator[Finding]:
         action=action,
         numbers={"infinities or NaN": Number(None if frame is None else frame.nonfinite, 0)},
         sentence=f"{origin_sentence(origin)} No sampled step saw that; the tripwire kept it.",
-        consumers=float16_consumers(evidence, layer) if layer and action == "keep_float32" else (),
+        consumers=float16_readers(evidence, layer) if layer and action == "keep_float32" else (),
     )
 
 

@@ -38,10 +38,17 @@ class Verdict:
 
 
 def give_verdict(evidence: Evidence, findings: Sequence[Finding]) -> Verdict:
-    """Return the answer that the findings come to."""
+    """Return the answer that the findings come to, or what was proven where batches were replayed."""
     pins = keep_float32(findings)
     serious = [finding for finding in findings if finding.severity != "info"]
     basis = _basis(evidence)
+    proof = evidence.run.verification
+    if proof is not None and proof.proven:
+        pins = proof.pins
+        serious = [finding for finding in serious if finding.action != "keep_float32" or pins]
+        if pins and not serious:
+            sentence = f"{_keep(evidence, pins)} No finding said so; replayed batches do."
+            return Verdict("attention", sentence, basis, pins)
     if serious:
         level: Literal["attention", "bad"] = "bad" if serious[0].severity == "error" else "attention"
         return Verdict(level, _diagnosis(evidence, serious, pins), basis, pins)
@@ -56,10 +63,14 @@ def give_verdict(evidence: Evidence, findings: Sequence[Finding]) -> Verdict:
 def _diagnosis(evidence: Evidence, serious: Sequence[Finding], pins: tuple[str, ...]) -> str:
     if not pins:
         return f"Float32 is not the answer here. {advise(serious[0])}"
-    first = f"Keep {len(pins)} of {counted(_layers(evidence), 'layer')} in float32: {listed(pins, most=8)}."
+    first = _keep(evidence, pins)
     if serious[0].action == "keep_float32":
         return first
     return f"{advise(serious[0])} Then: {first[0].lower()}{first[1:]}"
+
+
+def _keep(evidence: Evidence, pins: tuple[str, ...]) -> str:
+    return f"Keep {len(pins)} of {counted(_layers(evidence), 'layer')} in float32: {listed(pins, most=8)}."
 
 
 def _layers(evidence: Evidence) -> int:
@@ -72,6 +83,8 @@ def _basis(evidence: Evidence) -> str:
     recorded = sum(not is_code_id(name) for name in outputs)
     samples = evidence.samples
     layers = f"{recorded} of {counted(_layers(evidence), 'layer')} recorded"
+    if not samples and not recorded:
+        return f"Nothing was recorded yet of {counted(_layers(evidence), 'layer')}."
     if not samples:
         return f"The output of {recorded} of {counted(_layers(evidence), 'layer')} is to be recorded."
     first, last = samples[0].step, samples[-1].step

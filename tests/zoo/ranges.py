@@ -199,7 +199,7 @@ CASES = (
         "The data hold values beyond 65,504, which the first layer casts to float16.",
         first_layer,
         unscaled_amounts,
-        action="fix_data",
+        action="scale_input",
         also_right=frozenset({"keep_float32"}),
         suspects=frozenset({"first"}),
         repair={"data": standard_rows},
