@@ -114,6 +114,8 @@ class Options:
         device_interval_s: Seconds between two looks at the devices (memory, utilization, power, ...); 0 for none.
         keep_batches_mib: MiB that batches of sampled steps may take in the run directory, to be replayed later; 0 keeps
             none. Over the limit, fewer are kept, spread evenly over the training.
+        run_size_mib: MiB that the samples may take in the run directory, of each worker; 0 for no limit. Over the limit,
+            old samples are thinned out evenly; those with infinities, NaN or a skipped step go last.
         live: Show the run while it is written, in lines at the bottom of this terminal.
 
     Raises:
@@ -135,6 +137,7 @@ class Options:
     dense_steps: int = _option(8, _integer(0))
     tripwire: bool = _option(False, _flag)
     keep_batches_mib: float = _option(0.0, _size)
+    run_size_mib: float = _option(1024.0, _size)
     live: bool = _option(False, _flag)
 
     def __post_init__(self) -> None:
