@@ -1,8 +1,8 @@
 """How long it takes to read the files of many workers as one run, and how much memory.
 
-Each file is written by RunWriter; to save time, a few distinct ones are written and copied. Reading happens in a process
-of its own, whose peak memory is that of all it did: open the run, read all scalars, the histograms of one sample and
-those summed over all, and look for findings.
+Each file is written by RunWriter; to save time, a few distinct ones are written and copied. Reading happens in a
+process of its own, whose peak memory is that of all it did: open the run, read all scalars, the histograms of one
+sample and those summed over all, and look for findings.
 
 Usage: python benchmarks/merge_workers.py [--workers 64] [--tensors 1000] [--samples 1000] [--folder FOLDER]
 """
