@@ -9,7 +9,7 @@ import json
 import math
 import sqlite3
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -23,9 +23,11 @@ from precscope.records import (
     LayerRecord,
     LossScaleRecord,
     NoticeRecord,
+    ProgressRecord,
     StepTimeRecord,
     TensorRecord,
 )
+from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
 from precscope.replica_records import ReplicaRecord
 from precscope.run_failures import damaged, newer_format, os_failure, sqlite_failure
 from precscope.sqlite_files import connect_to_read, connect_to_write, logs_of, use_journal
@@ -62,7 +64,7 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE layers (
     id TEXT PRIMARY KEY, "order" INTEGER NOT NULL, type TEXT NOT NULL, keras_path TEXT, policy TEXT NOT NULL,
     compute_dtype TEXT NOT NULL, variable_dtype TEXT NOT NULL, parameters INTEGER NOT NULL,
-    inputs TEXT NOT NULL, unseen TEXT, gradient_unseen TEXT
+    inputs TEXT NOT NULL, unseen TEXT, gradient_unseen TEXT, autocast INTEGER NOT NULL
 );
 CREATE TABLE tensors (
     "index" INTEGER PRIMARY KEY, layer TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL, dtype TEXT NOT NULL,
@@ -78,6 +80,7 @@ CREATE TABLE loss_scales (
     step INTEGER NOT NULL, loss_scale REAL, steps_applied INTEGER, steps_skipped INTEGER, steps_since_change INTEGER
 );
 CREATE TABLE notices (step INTEGER, level TEXT NOT NULL, source TEXT NOT NULL, message TEXT NOT NULL);
+CREATE TABLE progress (step INTEGER NOT NULL, time_unix_s REAL NOT NULL);
 CREATE TABLE costs (kind TEXT PRIMARY KEY, count INTEGER NOT NULL, time_ns INTEGER NOT NULL);
 CREATE TABLE step_times (
     first_step INTEGER NOT NULL, steps INTEGER NOT NULL, mean_time_ns INTEGER NOT NULL, batch INTEGER
@@ -110,6 +113,18 @@ CREATE TABLE device_samples (
     process_memory_bytes INTEGER, utilization_percent INTEGER, memory_utilization_percent INTEGER, power_mw INTEGER,
     temperature_c INTEGER, sm_clock_mhz INTEGER, memory_clock_mhz INTEGER, throttle_reasons TEXT
 );
+CREATE TABLE reference_steps (
+    step INTEGER NOT NULL, moment TEXT NOT NULL, examples INTEGER, batch INTEGER, loss_scale REAL NOT NULL,
+    loss_reference REAL, loss_policy REAL, random TEXT NOT NULL, compiled INTEGER NOT NULL, time_ns INTEGER NOT NULL,
+    left_out TEXT NOT NULL
+);
+CREATE TABLE reference (
+    step INTEGER NOT NULL, moment TEXT NOT NULL, layer TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL,
+    count INTEGER NOT NULL, reference_nonzero INTEGER NOT NULL, reference_norm REAL, flushed INTEGER NOT NULL,
+    overflowed INTEGER NOT NULL, nans INTEGER NOT NULL, relative_error REAL, sqnr_db REAL, cosine REAL,
+    inherited_relative_error REAL, own_reference_nonzero INTEGER, own_flushed INTEGER, own_overflowed INTEGER,
+    own_nans INTEGER, own_relative_error REAL, own_sqnr_db REAL, own_cosine REAL
+);
 """
 
 #: What the file says about itself, so that its arrays can be read without PrecScope.
@@ -123,6 +138,7 @@ _TABLES: dict[type[Any], str] = {
     TensorRecord: "tensors",
     LossScaleRecord: "loss_scales",
     NoticeRecord: "notices",
+    ProgressRecord: "progress",
     CostRecord: "costs",
     StepTimeRecord: "step_times",
     ProfiledWindow: "profiled_windows",
@@ -131,23 +147,18 @@ _TABLES: dict[type[Any], str] = {
     ReplicaRecord: "replicas",
     DeviceInfo: "devices",
     DeviceSample: "device_samples",
+    ReferenceStepRecord: "reference_steps",
+    ReferenceRecord: "reference",
 }
 #: Tables that a run need not have: runs that were recorded before there were any.
 _OPTIONAL_TABLES = (
-    "step_times",
-    "results",
-    "profiled_windows",
-    "op_times",
-    "devices",
-    "device_samples",
-    "origins",
-    "replicas",
-    "replica_samples",
+    *("step_times", "results", "profiled_windows", "op_times", "devices", "device_samples", "origins"),
+    *("reference_steps", "reference", "progress", "replicas", "replica_samples"),
 )
 #: Columns that hold a tuple as a JSON array.
-_JSON_COLUMNS = ("inputs", "shape", "shared_with", "throttle_reasons", "bad_weights", "bad_updates")
+_JSON_COLUMNS = ("inputs", "shape", "shared_with", "throttle_reasons", "bad_weights", "bad_updates", "left_out")
 #: Columns that hold a bool, which SQLite keeps as 0 or 1.
-_FLAG_COLUMNS = ("tensor_core", "cast", "applied", "data_finite")
+_FLAG_COLUMNS = ("tensor_core", "cast", "autocast", "applied", "data_finite", "compiled")
 
 #: Where `select_after` begins: before all rows, tensor 0 included.
 FIRST_ROW = -1
@@ -279,7 +290,10 @@ def select_after(
     """
     if not _has(connection, _TABLES[cls]):
         return (), row
-    names = [item.name for item in fields(cls)]  # type: ignore[arg-type]  # every record is a dataclass
+    known = columns_of(connection, _TABLES[cls])
+    items = fields(cls)  # type: ignore[arg-type]  # every record is a dataclass
+    # A column with a default may be newer than the run.
+    names = [item.name for item in items if item.name in known or item.default is MISSING]
     columns = ", ".join(f'"{name}"' for name in names)
     query = f"SELECT rowid, {columns} FROM {_TABLES[cls]} WHERE rowid > ? ORDER BY rowid LIMIT ?"
     rows = connection.execute(query, (row, most)).fetchall()

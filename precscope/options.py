@@ -116,6 +116,9 @@ class Options:
             none. Over the limit, fewer are kept, spread evenly over the training.
         run_size_mib: MiB that the samples may take in the run directory, of each worker; 0 for no limit. Over the limit,
             old samples are thinned out evenly; those with infinities, NaN or a skipped step go last.
+        reference: Take reference steps in float32: at the start, once the loss scale has settled, and at the end.
+        reference_budget: Share of the training time that reference steps may cost; those at the start, once settled and
+            at the end are taken in any case.
         live: Show the run while it is written, in lines at the bottom of this terminal.
 
     Raises:
@@ -138,6 +141,8 @@ class Options:
     tripwire: bool = _option(False, _flag)
     keep_batches_mib: float = _option(0.0, _size)
     run_size_mib: float = _option(1024.0, _size)
+    reference: bool = _option(False, _flag)
+    reference_budget: float = _option(0.01, _share)
     live: bool = _option(False, _flag)
 
     def __post_init__(self) -> None:

@@ -54,6 +54,7 @@ if TYPE_CHECKING:
         TensorKind,
         TensorRecord,
     )
+    from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
     from precscope.replica_records import ReplicaRecord, ReplicaSample, WorkerRecord
     from precscope.reports.figures import Figures
     from precscope.worker import Worker
@@ -87,6 +88,8 @@ class Run:
         devices: The devices of the process, GPUs or else the host.
         device_samples: Their state, in the order of time.
         results: Metrics at the end of each epoch, by name, as Keras' history has them; empty without one.
+        reference_steps: Reference steps in float32, in the order of time; none unless `reference` was set.
+        reference: What each measured, tensor by tensor.
         origins: Where values turned infinite or NaN, in the order of the steps; empty where none did.
         replicas: The model's replicas, by number; empty where there was one.
         workers: The processes that trained, also those whose file is missing.
@@ -107,6 +110,8 @@ class Run:
     devices: tuple[DeviceInfo, ...]
     device_samples: tuple[DeviceSample, ...]
     results: dict[str, list[float]]
+    reference_steps: tuple[ReferenceStepRecord, ...]
+    reference: tuple[ReferenceRecord, ...]
     origins: tuple[OriginRecord, ...]
     replicas: tuple[ReplicaRecord, ...]
     workers: tuple[WorkerRecord, ...]
@@ -320,6 +325,8 @@ def merge_workers(
             for item in worker.device_samples
         ),
         results=next((worker.results for worker in workers if worker.results), {}),
+        reference_steps=tuple(item for worker in workers for item in worker.reference_steps),
+        reference=tuple(item for worker in workers for item in worker.reference),
         origins=tuple(sorted((item for worker in workers for item in worker.origins), key=lambda item: item.step)),
         replicas=tuple(sorted((item for worker in workers for item in worker.replicas), key=lambda item: item.number)),
         workers=tuple(records),

@@ -28,6 +28,7 @@ from precscope.records import (
     StepTimeRecord,
     TensorRecord,
 )
+from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
 from precscope.replica_records import ReplicaRecord, ReplicaSample
 from precscope.run_failures import damaged
 from precscope.rundir import worker_number
@@ -76,6 +77,8 @@ class Worker:
         devices: In the order of writing.
         device_samples: In the order of time.
         results: Metrics at the end of each epoch, by name.
+        reference_steps: In the order of writing.
+        reference: What they measured, in the order of writing.
         origins: Where values turned non-finite, in the order of finding.
         first_sample: Number of the first of `samples` in the file: above 0 where only the last ones are looked at.
         replicas: Those that the worker runs; none where there is one replica in all.
@@ -95,7 +98,9 @@ class Worker:
     devices: tuple[DeviceInfo, ...]
     device_samples: tuple[DeviceSample, ...]
     results: dict[str, list[float]]
-    origins: tuple[OriginRecord, ...]
+    reference_steps: tuple[ReferenceStepRecord, ...] = ()
+    reference: tuple[ReferenceRecord, ...] = ()
+    origins: tuple[OriginRecord, ...] = ()
     first_sample: int = 0
     replicas: tuple[ReplicaRecord, ...] = ()
     state: WorkerState | None = None
@@ -196,6 +201,8 @@ def read_worker(path: Path) -> Worker:
             select(connection, DeviceInfo),
             select(connection, DeviceSample),
             select_results(connection),
+            select(connection, ReferenceStepRecord),
+            select(connection, ReferenceRecord),
             select(connection, OriginRecord),
             replicas=select(connection, ReplicaRecord),
             state=read_state(connection),

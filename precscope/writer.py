@@ -46,12 +46,14 @@ if TYPE_CHECKING:
         LayerRecord,
         LossScaleRecord,
         NoticeRecord,
+        ProgressRecord,
         RunRecord,
         RunStatus,
         SampleRecord,
         StepTimeRecord,
         TensorRecord,
     )
+    from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
     from precscope.replica_records import ReplicaRecord, ReplicaSample
 
 __all__ = ["RunWriter"]
@@ -264,14 +266,22 @@ class RunWriter:
         """Add devices; one whose id is known replaces the older record."""
         self._insert(devices)
 
-    def add_device_samples(self, samples: Iterable[DeviceSample]) -> None:
-        """Add what was seen of devices."""
-        self._insert(samples)
+    def add_device_samples(self, samples: Iterable[DeviceSample], progress: ProgressRecord | None = None) -> None:
+        """Add what was seen of devices; `progress` replaces what was known of how far the training is."""
+        with self._writing() as connection:
+            insert(connection, samples)
+            if progress is not None:
+                connection.execute("DELETE FROM progress")
+                insert(connection, [progress])
 
     def thin_device_samples(self) -> None:
         """Delete every second look at the devices: the second, the fourth, ... in the order of time."""
         with self._writing() as connection:
             connection.execute(_THIN)
+
+    def add_reference(self, step: ReferenceStepRecord, records: Iterable[ReferenceRecord]) -> None:
+        """Add a reference step and what it measured."""
+        self._insert([step, *records])
 
     def set_results(self, results: Mapping[str, Sequence[float]]) -> None:
         """Store what each metric was at the end of each epoch; a metric that is known is replaced."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from precscope.probes import keras_internals
 from precscope.probes.replica_internals import ONE_REPLICA
 from precscope.probes.replicas import recorder_for
-from precscope.probes.train_function import probed_step
+from precscope.probes.train_function import probed_function
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +42,7 @@ class InstrumentedStep:
         self,
         plain: Callable[..., Any],
         loop: SamplingLoop,
-        make_taps: Callable[[Recorder], tuple[LayerTaps, OptimizerTaps | None]],
+        make_taps: Callable[[Recorder], tuple[LayerTaps, *tuple[OptimizerTaps, ...]]],
         ready: Callable[[], bool],
         advance: Callable[[InstrumentedStep], None],
         handout: BatchHandout | None = None,
@@ -91,23 +91,14 @@ class InstrumentedStep:
         def prepare() -> tuple[Recorder, Callable[[], Any]]:
             recorder, probed = self._prepare()
             if self._handout is not None:
-                self._handout.put(*args, **kwargs)
+                self._handout.put(self.plain, args, kwargs)
             return recorder, lambda: probed(*args, **kwargs)
 
         return loop.run(prepare, lambda: self.plain(*args, **kwargs), count=False)
 
     def _prepare(self) -> tuple[Recorder, Callable[..., Any]]:
         if self._recorder is None or self._probed is None:
-            plain = self.plain
-            is_function = hasattr(plain, "python_function") and hasattr(plain, "_clone")
-            in_xla = is_function and keras_internals.is_compiled_by_xla(plain)
-            recorder = recorder_for(self._replicas, in_xla)
-            taps = self._make_taps(recorder)
-            if is_function:
-                self._probed = keras_internals.clone_function(
-                    plain, lambda step, *args, **kwargs: probed_step(step, recorder, *taps)(*args, **kwargs)
-                )
-            else:
-                self._probed = probed_step(plain, recorder, *taps)
+            recorder = recorder_for(self._replicas, keras_internals.is_compiled_by_xla(self.plain))
+            self._probed = probed_function(self.plain, recorder, *self._make_taps(recorder))
             self._recorder = recorder
         return self._recorder, self._probed

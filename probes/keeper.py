@@ -89,6 +89,10 @@ class Keeper:
             records = [ReplicaRecord(number, replicas.worker, device) for number, device in numbered]
             self.write(lambda writer: writer.add_replicas(records))
 
+    def keep_layers_sampled(self) -> None:
+        """Describe the layers after a sampled step, with the reason where nothing of them is recorded."""
+        self.write(lambda writer: writer.add_layers(self._records.layers(set(self._indices))))
+
     def keep_sample(
         self, sampled: SampledStep, reading: Reading, costs: tuple[CostRecord, ...], loss: float | None = None
     ) -> None:
@@ -137,6 +141,8 @@ class Keeper:
     def _tensor_indices(self, reading: Reading) -> Any:
         """Return each recorded tensor's position in the run, new ones added to it."""
         new = [tensor for tensor in reading.tensors if tensor.key not in self._indices]
+        if not new and not self._samples:
+            self.keep_layers_sampled()
         if new:
             first = len(self._indices)
             self._indices |= {tensor.key: first + position for position, tensor in enumerate(new)}
@@ -153,7 +159,7 @@ class Keeper:
                 )
                 for t in new
             ]
-            self.write(lambda writer: writer.add_layers(self._records.layers(set(self._indices))))
+            self.keep_layers_sampled()
             self.write(lambda writer: writer.add_tensors(records))
         return np.array([self._indices[tensor.key] for tensor in reading.tensors], np.int64)
 

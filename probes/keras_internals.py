@@ -41,9 +41,11 @@ __all__ = [
     "inner_optimizer",
     "is_compiled_by_xla",
     "is_dynamic",
+    "leading_optimizer",
     "loss_scale",
     "loss_scaling",
     "optimized_variables",
+    "optimizers_of",
     "overrides_compute_dtype",
     "own_policy",
     "own_variables",
@@ -90,19 +92,21 @@ def walk_layers(model: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _children(owner: Any) -> Iterator[tuple[str, Any]]:
-    if has_named_layers(owner):
+    is_named = has_named_layers(owner)
+    found = {id(layer): layer.name for layer in owner.layers} if is_named else {}
+    if is_named:
         yield from ((layer.name, layer) for layer in owner.layers)
-        return
-    named: set[int] = set()
     for attribute, value in list(vars(owner).items()):
         if attribute in _BOOKKEEPING or attribute.startswith("_self_"):  # Keras' and TensorFlow's own lists
             continue
+        if is_named and attribute.startswith("_"):  # beside its layers only what a user added
+            continue
         for name, layer in _layers_in(attribute, value):
-            if id(layer) not in named:
-                named.add(id(layer))
-                yield name, layer
-    for position, layer in enumerate(getattr(owner, "_layers", ())):  # held by nothing that was searched
-        if id(layer) not in named:
+            if id(layer) not in found:
+                yield f"{name}:own" if name in found.values() else name, layer
+                found[id(layer)] = name
+    for position, layer in enumerate(() if is_named else getattr(owner, "_layers", ())):  # held by nothing searched
+        if id(layer) not in found:
             yield f"{layer.name}:{position}", layer
 
 
@@ -175,8 +179,11 @@ def set_own_policy(layer: Any, policy: Any) -> Callable[[], None]:
 def refresh_dtype_cache(layer: Any) -> Callable[[], None]:
     """Bring what a layer keeps in its compute dtype to the present policy; return a function that undoes it.
 
-    Among Keras' layers that is Normalization alone, which keeps mean and variance as constants.
+    Normalization keeps mean and variance as constants. A Sequential or functional model inside another casts its input
+    to the dtype of its first symbolic tensor, which is that of the layer before it when it was built.
     """
+    if has_named_layers(layer) and layer.compute_dtype == "float32":
+        return _widen_inputs(layer)
     if not isinstance(layer, keras.layers.Normalization) or getattr(layer, "mean", None) is None:
         return lambda: None
     before = layer.mean, layer.variance
@@ -189,6 +196,23 @@ def refresh_dtype_cache(layer: Any) -> Callable[[], None]:
 
     def undo() -> None:
         layer.mean, layer.variance = before
+
+    return undo
+
+
+def _widen_inputs(model: Any) -> Callable[[], None]:
+    """Let a Sequential or functional model take float32 where it was built for 16 bits; return what undoes it."""
+    functional = getattr(model, "_functional", None) if isinstance(model, keras.Sequential) else model
+    entries = [*getattr(functional, "_inputs", ()), *model._layers[:1]]  # Sequential asks its InputLayer as well
+    inputs = [x for x in entries if isinstance(x, (keras.KerasTensor, keras.layers.InputLayer))]
+    narrow = [x for x in inputs if x.dtype in ("float16", "bfloat16")]
+    before = [(x, x._dtype) for x in narrow]
+    for x in narrow:
+        x._dtype = "float32"
+
+    def undo() -> None:
+        for x, dtype in before:
+            x._dtype = dtype
 
     return undo
 
@@ -407,13 +431,35 @@ def initial_scale(optimizer: Any) -> float | None:
 
 
 def update_counter(optimizer: Any) -> Any:
-    """Return the variable that counts applied updates."""
-    return inner_optimizer(optimizer).iterations.value
+    """Return the variable that counts applied updates, those that only accumulate gradients among them.
+
+    Not the public `iterations`: where gradients are accumulated that is a tensor, computed anew at each look.
+    """
+    return inner_optimizer(optimizer)._iterations.value
 
 
 def updates_every_step(optimizer: Any) -> bool:
     """Tell whether every applied step updates the weights: not so while gradients are accumulated over several."""
     return not getattr(inner_optimizer(optimizer), "gradient_accumulation_steps", None)
+
+
+def optimizers_of(model: Any) -> list[Any]:
+    """Return the optimizers that `model` holds: the one it was compiled with first, then its other attributes.
+
+    A model with a train step of its own may have several (a GAN's), and may never use the one that Keras gave it.
+    """
+    found = [getattr(model, "optimizer", None)]
+    for name, value in list(vars(model).items()):
+        if name not in _BOOKKEEPING:
+            found += (
+                value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else [value]
+            )
+    return list({id(item): item for item in found if isinstance(item, keras.optimizers.Optimizer)}.values())
+
+
+def leading_optimizer(optimizers: Sequence[Any]) -> Any:
+    """Return the first optimizer that was used: Keras builds it then. Before any was, the first."""
+    return next((optimizer for optimizer in optimizers if optimizer.built), optimizers[0])
 
 
 def optimized_variables(optimizer: Any) -> list[Any]:

@@ -92,6 +92,8 @@ class LossScalePoll:
         self._counted = optimizer()
         self._updates_at_start, self._updates_before = self.updates(), 0
         self._last_progress = (0, 0)  # steps seen and applied at the last look that found one applied since
+        #: Whether each train step that is not skipped ends with an update; not so where gradients are added up by hand.
+        self.counts_skips = True
         self._off = False
         self._last_finite = -1
         loop.poll = self._poll
@@ -117,6 +119,8 @@ class LossScalePoll:
     def look(self) -> None:
         """Record the loss scale and the counters as they are now, and choose when to look again."""
         optimizer, seen = self._optimizer(), self._loop.steps_seen
+        if not self._counted.built:  # of several optimizers the first one used leads, and that is known only now
+            self._counted = optimizer
         # The first read waits for what was queued: that is training time. The rest is what the look costs.
         applied = self._updates_before + self.updates() - self._updates_at_start
         start_ns = self._clock_ns()
@@ -127,13 +131,14 @@ class LossScalePoll:
                 step=seen,
                 loss_scale=scale,
                 steps_applied=applied,
-                steps_skipped=max(seen - applied, 0),
+                steps_skipped=max(seen - applied, 0) if self.counts_skips else None,
                 steps_since_change=keras_internals.growth_counter(optimizer),
             )
         )
         if keras_internals.is_dynamic(optimizer):
             self._raise_alarm(scale, seen, applied)
-            self._look_for_skips(seen, max(seen - applied, 0))
+            if self.counts_skips:
+                self._look_for_skips(seen, max(seen - applied, 0))
         self._look_for_nonfinite(seen)
         self._looked(seen, start_ns)
 
@@ -181,7 +186,7 @@ class LossScalePoll:
                 "the loss scale fell below 1 and has no lower limit: at 0 the next update turns every weight into NaN. "
                 "Something overflows at any scale; stop the training and read the report."
             )
-        elif seen - self._last_progress[0] >= _MANY_SKIPS:
+        elif self.counts_skips and seen - self._last_progress[0] >= _MANY_SKIPS:
             self._tell(
                 f"{_MANY_SKIPS} train steps or more in a row were skipped, for their gradients were not finite: "
                 "nothing is learned while that goes on. The report says what overflows."

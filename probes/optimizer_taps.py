@@ -21,13 +21,28 @@ Names = Callable[[Any], tuple[str, str] | None]
 class OptimizerTaps:
     """Puts taps on an optimizer's `scale_loss` and `apply` while a probed step is traced.
 
+    Args:
+        optimizer: The optimizer.
+        names: Resolves its variables.
+        recorder: Takes what is recorded.
+        weights: Whether to record weights.
+        gradients: Whether to record their gradients.
+        leads: Whether the step's loss, loss scale and count of updates are this optimizer's, where there are several.
+
     Attributes:
         misuse: Tells how the step that was traced last uses the loss scale.
     """
 
     def __init__(
-        self, optimizer: Any, names: Names, recorder: Recorder, weights: bool = True, gradients: bool = True
+        self,
+        optimizer: Any,
+        names: Names,
+        recorder: Recorder,
+        weights: bool = True,
+        gradients: bool = True,
+        leads: bool = True,
     ) -> None:
+        self._leads = leads
         self.misuse = ScalingWatch(optimizer)
         self._weights = weights
         self._gradients = gradients
@@ -48,8 +63,10 @@ class OptimizerTaps:
     def _scale_loss(self, optimizer: Any) -> Callable[[Any], Any]:
         original = optimizer.scale_loss
 
+        @tf.autograph.experimental.do_not_convert
         def scale_loss(loss: Any) -> Any:
-            self._recorder.record_loss(loss)
+            if self._leads:
+                self._recorder.record_loss(loss)
             scaled = original(loss)
             self.misuse.scaled(loss, scaled)
             return scaled
@@ -59,6 +76,7 @@ class OptimizerTaps:
     def _apply(self, optimizer: Any) -> Callable[..., Any]:
         original = optimizer.apply
 
+        @tf.autograph.experimental.do_not_convert
         def apply(grads: Any, trainable_variables: Any = None) -> Any:
             grads = list(grads)
             self.misuse.applied(grads)
@@ -78,7 +96,8 @@ class OptimizerTaps:
         counter = keras_internals.update_counter(optimizer)
         # identity: what is read must be the value before the update, whatever runs when.
         before, scale = tf.identity(counter), _identity(keras_internals.loss_scale(optimizer))
-        named = [(index, owned) for index, v in enumerate(variables) if (owned := self._names(v)) is not None]
+        owners = [(index, self._names(variable)) for index, variable in enumerate(variables)]
+        named = [(index, owner) for index, owner in owners if owner is not None]
         weights: dict[int, Any] = {}
         for index, (layer, name) in named:
             if self._gradients:
@@ -92,7 +111,8 @@ class OptimizerTaps:
             if known and keras_internals.updates_every_step(optimizer):
                 after = tf.identity(variables[index].value)
                 recorder.record_update_of(TensorKey(layer, "weight", name), weights[index], after, grads[index])
-        recorder.record_update(scale, before, tf.identity(counter))
+        if self._leads:
+            recorder.record_update(scale, before, tf.identity(counter))
         return result
 
     def _record_gradient(self, key: TensorKey, gradient: Any) -> Any:

@@ -131,8 +131,6 @@ class Recorder:
         self._samples = 0
         self.traces = 0
         self.batch: int | None = None
-        # One compiled function for all tensors of a format; TensorFlow keeps one version for each shape.
-        self._row_functions: dict[str, Any] = {}
         self._part_functions: dict[str, Any] = {}
 
     @property
@@ -195,17 +193,10 @@ class Recorder:
         return Partials(count, tuple(rows), padding, subset, looked_at), x
 
     def _row(self, x: Any, dtype: str) -> Any:
-        if dtype not in self._row_functions:
-            float_format = FORMATS[dtype]
-            self._row_functions[dtype] = tf.function(
-                lambda values, count: finish([partial_statistics(values, float_format, count)])[0],
-                jit_compile=True,
-                autograph=False,
-            )
         values = pad_to_bucket(x)
         if values.shape[0] is not None and values.shape[0] <= HISTOGRAM_LIMIT:
-            return self._row_functions[dtype](values, tf.size(x, tf.int64))
-        return self._row_functions[dtype](values, None)
+            return _row_function(dtype)(values, tf.size(x, tf.int64))
+        return _row_function(dtype)(values, None)
 
     def _accumulate(self, key: TensorKey, x: Any, dtype: str) -> None:
         trace = self._trace
@@ -324,6 +315,20 @@ class Recorder:
             if matrix[0, _STAMP] == self._samples:
                 return reading_of(tensors, matrix)
         return None
+
+
+@functools.cache
+def _row_function(dtype: str) -> Any:
+    """Return the compiled function for all tensors of a format, with one version for each shape.
+
+    One for the whole process: another session, or a model that is compiled anew, finds it compiled.
+    """
+    float_format = FORMATS[dtype]
+    return tf.function(
+        lambda values, count: finish([partial_statistics(values, float_format, count)])[0],
+        jit_compile=True,
+        autograph=False,
+    )
 
 
 def _tied_partials(x: Any, dtype: str, batch: int | None) -> list[Any]:

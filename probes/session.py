@@ -20,12 +20,14 @@ from precscope.probes.environment import describe_hardware, describe_model, desc
 from precscope.probes.health import Health
 from precscope.probes.keeper import Keeper
 from precscope.probes.legacy import add_legacy_note, check_loss_scale_arguments
+from precscope.probes.lint_checks.optimizer import check_loss_scaling
 from precscope.probes.live_process import LiveProcess
 from precscope.probes.loss_scale_poll import LossScalePoll
 from precscope.probes.measurements import Measurements
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.optimizer_taps import OptimizerTaps
 from precscope.probes.origin_watch import OriginWatch
+from precscope.probes.reference_schedule import ReferenceSchedule
 from precscope.probes.replica_internals import mean_loss, replicas_of
 from precscope.probes.replica_notices import replica_notices
 from precscope.probes.sampling_loop import SampledStep, SamplingLoop
@@ -39,7 +41,7 @@ from precscope.writer import RunWriter
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from precscope.probes.recorder import Reading, Recorder
@@ -66,7 +68,8 @@ def profile(
         model: A Keras 3 model on the TensorFlow backend, compiled; or any model together with `optimizer`.
         run_dir: A new directory for the run.
         options: A YAML file, a mapping or `precscope.Options`.
-        optimizer: The optimizer of a custom training loop; by default the one that the model was compiled with.
+        optimizer: The optimizer of a custom training loop, or a list of them: loss, loss scale and applied steps are
+            those of the first. By default the one that the model was compiled with, and others that it holds.
         overwrite: Replace a run that is already there.
         **keywords: Single options, see `precscope.Options`; they win over `options`.
 
@@ -95,7 +98,10 @@ class Session:
         self.path = run_dir
         self.options = options
         self._model = model
-        self._given_optimizer = optimizer
+        self._given_optimizers = (
+            optimizer if isinstance(optimizer, (list, tuple)) else [optimizer] * (optimizer is not None)
+        )
+        self._optimizers: Sequence[Any] = ()
         self._overwrite = overwrite
         self._state: Literal["new", "open", "closed"] = "new"
         self._undo: Callable[[], None] | None = None
@@ -103,15 +109,21 @@ class Session:
         self._instrumented: list[InstrumentedStep] = []
         self._called: set[int] = set()
         self._pending: tuple[SampledStep, Reading] | None = None
-        self._optimizer_taps: OptimizerTaps | None = None
+        self._optimizer_taps: tuple[OptimizerTaps, ...] = ()
         self._handout: BatchHandout | None = None  # where somebody wants batches
         self._batches: BatchKeeping | None = None
+        self._reference: ReferenceSchedule | None = None
         self._tripwire: Tripwire | None = None
         self._live: LiveProcess | None = None
 
     @property
     def _optimizer(self) -> Any:
-        return self._given_optimizer if self._given_optimizer is not None else self._model.optimizer
+        """The optimizer that leads: the model's own, or the first that is used where that one is not."""
+        if self._given_optimizers:
+            return self._given_optimizers[0]
+        if not self._optimizers or self._optimizers[0] is not self._model.optimizer:
+            self._optimizers = keras_internals.optimizers_of(self._model)
+        return keras_internals.leading_optimizer(self._optimizers)
 
     def __enter__(self) -> Session:
         """Begin to watch the model."""
@@ -143,10 +155,15 @@ class Session:
         one_replica = not self._replicas.are_several
         if self.options.tripwire and one_replica:
             self._set_tripwire(writer.path)
-        if self.options.keep_batches_mib and one_replica:
+        if (self.options.reference or self.options.keep_batches_mib) and one_replica:
             self._handout = BatchHandout()
+        if self.options.keep_batches_mib and self._handout is not None:
             self._batches = BatchKeeping(
                 writer.path, self.options.keep_batches_mib, lambda message: self._tell("warning", message)
+            )
+        if self.options.reference and self._handout is not None:
+            self._reference = ReferenceSchedule(
+                self._model, lambda: self._optimizer, self.options, self._loop, self._keeper, self._handout
             )
         self._measurements = Measurements(self._model, lambda: self._optimizer, self.options, self._loop, self._keeper)
         self._keeper.keep_layers()
@@ -178,6 +195,8 @@ class Session:
                 self._tripwire.look()
             self._loss_scale.look()
             self._tell_of_silence(status)
+            if self._reference is not None and status == "finished":
+                self._reference.at_end()
         except Exception as failure:  # a device that is gone, say: the training's own exception must go on
             self._tell("warning", f"how the run ended could not be recorded: {type(failure).__name__}: {failure}")
         finally:
@@ -270,7 +289,11 @@ class Session:
         if self._state == "open":
             self._flush()
         step = self._instrumented[-1].plain if self._instrumented else None
-        options = {"report": print_progress(), "step": step, "optimizer": self._given_optimizer} | options
+        options = {
+            "report": print_progress(),
+            "step": step,
+            "optimizer": next(iter(self._given_optimizers), None),
+        } | options
         try:
             return verify_and_write(self._model, self.path, **options)
         finally:
@@ -301,16 +324,22 @@ class Session:
         model.train_function = current if self._replicas.devices else plain
         return model.train_function
 
-    def _make_taps(self, recorder: Recorder) -> tuple[LayerTaps, OptimizerTaps]:
+    def _make_taps(self, recorder: Recorder) -> tuple[LayerTaps, *tuple[OptimizerTaps, ...]]:
         self._records.refresh()  # layers and variables that were built since
         names = self._records.variable_name if self.options.weights or self.options.gradients else lambda variable: None
-        optimizer_taps = OptimizerTaps(
-            self._optimizer, names, recorder, weights=self.options.weights, gradients=self.options.gradients
+        leading = self._optimizer
+        self._optimizer_taps = tuple(
+            OptimizerTaps(
+                optimizer, names, recorder, self.options.weights, self.options.gradients, optimizer is leading
+            )
+            for optimizer in self._given_optimizers or keras_internals.optimizers_of(self._model)
         )
-        self._optimizer_taps = optimizer_taps
+        for finding in check_loss_scaling(dict(keras_internals.walk_layers(self._model)), self._optimizer):
+            if finding.severity == "error":
+                self._tell("warning", f"{finding.sentence} {finding.advice}")
         layer_taps = LayerTaps(self._records.plans, recorder, self._records.selects_between)
         self._records.between.append(layer_taps.between)
-        return layer_taps, optimizer_taps
+        return layer_taps, *self._optimizer_taps
 
     def _set_tripwire(self, directory: Path) -> None:
         steps = TrippedSteps(
@@ -344,10 +373,12 @@ class Session:
     def _keep(self, sampled: SampledStep) -> None:
         if sampled.reading is None or not any(t.key.kind == "activation" for t in sampled.reading.tensors):
             self._tell_nothing_fires()
-        for misuse in self._optimizer_taps.misuse.found() if self._optimizer_taps is not None else ():
+        for misuse in (words for taps in self._optimizer_taps for words in taps.misuse.found()):
             self._tell("warning", misuse)
         if sampled.reading is None:
             return
+        if sampled.reading.updates_before is None:  # the optimizer is not called, or in a branch: no update is no skip
+            self._loss_scale.counts_skips = False
         if self._batches is not None and self._handout is not None:
             self._batches.keep(sampled.step, self._handout, self._read_weights)
         if self._instrumented and sampled.reading.loss is None:
@@ -355,8 +386,8 @@ class Session:
             return
         self._keep_sample(sampled, sampled.reading)
 
-    def _read_weights(self) -> list[Any]:
-        return [weight.value for weight in self._model.weights]
+    def _read_weights(self) -> dict[str, Any]:
+        return {name: variable.value for name, variable in keras_internals.state_variables(self._model)}
 
     def _flush(self, loss: Any = None) -> None:
         if self._pending is not None:
@@ -385,6 +416,7 @@ class Session:
             "can be put on it: it was not given to session.instrument, or it calls a tf.function of its own that was "
             "traced before. Give the tf.function itself to session.instrument, and call what that returns.",
         )
+        self._keeper.keep_layers_sampled()
         self._loop.switch_off()
 
     def _tell_of_silence(self, status: RunStatus) -> None:
@@ -435,9 +467,12 @@ def _check_model(model: Any, optimizer: Any) -> None:
             "precscope.profile, or, for a custom training loop, give it the optimizer: profile(model, run_dir, "
             "optimizer=optimizer)."
         )
-    check_loss_scale_arguments(model.optimizer if optimizer is None else optimizer)
-    if optimizer is not None and not isinstance(optimizer, keras.optimizers.Optimizer):
-        raise SessionError(f"`optimizer` must be a keras.optimizers.Optimizer, received {type(optimizer).__name__}.")
+    for one in optimizer if isinstance(optimizer, (list, tuple)) and optimizer else [optimizer]:
+        check_loss_scale_arguments(model.optimizer if one is None else one)
+        if optimizer is not None and not isinstance(one, keras.optimizers.Optimizer):
+            raise SessionError(
+                f"`optimizer` must be a keras.optimizers.Optimizer or a list of them, received {type(one).__name__}."
+            )
 
 
 def _how_it_ended(error: BaseException | None) -> tuple[RunStatus, str | None]:

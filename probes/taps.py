@@ -255,6 +255,11 @@ class LayerTaps:
         if not _is_float(tensor) or (plan.unseen and plan.gradient_unseen):
             return tensor
         recorder = self._recorder
+        if _is_read_by_losses(tensor) and recorder.place() == "root":
+            plan.no_gradient = "Keras' losses look for the logits behind it, so nothing may stand between"
+            if not plan.unseen:
+                recorder.record(TensorKey(plan.id, "activation", name), tensor)
+            return tensor
         forward, backward = TensorKey(plan.id, "activation", name), TensorKey(plan.id, "gradient", name)
         if recorder.place() == "loop":  # a side effect in the gradient of a loop is refused by TensorFlow
             plan.no_gradient = "inside a loop only the forward pass can be recorded"
@@ -265,6 +270,16 @@ class LayerTaps:
             return tf.identity(x), lambda gradient: _tap_gradient(recorder, backward, plan, gradient)
 
         return shadow_internals.with_mask_of(tensor, tf.custom_gradient(tap)(tensor))
+
+
+def _is_read_by_losses(tensor: Any) -> bool:
+    """Tell whether a loss of Keras, given this tensor, would take the logits from the op that made it.
+
+    It does so where that op is a softmax or a sigmoid, and works on the probabilities otherwise: a tap would change the
+    loss. In 16 bits a cast to float32 lies in between already.
+    """
+    op = None if keras_internals.current_graph() is None else getattr(tensor, "op", None)
+    return op is not None and op.type in ("Softmax", "Sigmoid") and tensor.dtype == tf.float32
 
 
 def _is_float(tensor: Any) -> bool:

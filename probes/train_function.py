@@ -29,16 +29,16 @@ if TYPE_CHECKING:
     from precscope.probes.taps import LayerTaps
     from precscope.probes.tripwire import Tripwire
 
-__all__ = ["ChoosingTrainFunction", "probed_step"]
+__all__ = ["ChoosingTrainFunction", "probed_function", "probed_step"]
 
 _ITERATORS = (tf.data.Iterator, tf.distribute.DistributedIterator)
 
 
 def probed_step(
-    step: Callable[..., Any], recorder: Recorder, layer_taps: LayerTaps, optimizer_taps: OptimizerTaps | None
+    step: Callable[..., Any], recorder: Recorder, layer_taps: LayerTaps, *optimizer_taps: OptimizerTaps
 ) -> Callable[..., Any]:
-    """Return `step` with taps on layers and optimizer while it runs (or is traced)."""
-    taps = SharedTaps(layer_taps.installed, *(() if optimizer_taps is None else (optimizer_taps.installed,)))
+    """Return `step` with taps on layers and optimizers while it runs (or is traced)."""
+    taps = SharedTaps(layer_taps.installed, *(taps.installed for taps in optimizer_taps))
 
     def probed(*args: Any, **kwargs: Any) -> Any:
         recorder.begin()
@@ -51,6 +51,19 @@ def probed_step(
         return result
 
     return probed
+
+
+def probed_function(
+    step: Callable[..., Any], recorder: Recorder, layer_taps: LayerTaps, *optimizer_taps: OptimizerTaps
+) -> Callable[..., Any]:
+    """Return `probed_step` of a step that may be a tf.function: then as one of its own, for a trace that is kept."""
+    if not (hasattr(step, "python_function") and hasattr(step, "_clone")):
+        return probed_step(step, recorder, layer_taps, *optimizer_taps)
+
+    def body(converted: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return probed_step(converted, recorder, layer_taps, *optimizer_taps)(*args, **kwargs)
+
+    return keras_internals.clone_function(step, body)
 
 
 def _nothing() -> None:
@@ -78,7 +91,7 @@ class ChoosingTrainFunction:
         model: Any,
         plain: Callable[[Any], Any],
         loop: SamplingLoop,
-        make_taps: Callable[[Recorder], tuple[LayerTaps, OptimizerTaps]],
+        make_taps: Callable[[Recorder], tuple[LayerTaps, *tuple[OptimizerTaps, ...]]],
         handout: BatchHandout | None = None,
         tripwire: Tripwire | None = None,
         replicas: Replicas = ONE_REPLICA,
@@ -199,9 +212,11 @@ class ChoosingTrainFunction:
     def _prepare(self) -> tuple[Recorder, Callable[[Any], Any]]:
         if self._recorder is None or self._probed is None:
             model = self._model
-            self._recorder = recorder_for(self._replicas, in_xla=bool(model.jit_compile and not model.run_eagerly))
+            compiled = bool(model.jit_compile and not model.run_eagerly)
+            in_xla = compiled or keras_internals.is_compiled_by_xla(model.train_step)
+            self._recorder = recorder_for(self._replicas, in_xla=in_xla)
             self._recorder.batch = self._batch
-            step = probed_step(model.train_step, self._recorder, *self._make_taps(self._recorder))
+            step = probed_function(model.train_step, self._recorder, *self._make_taps(self._recorder))
             take = None if self._handout is None else self._handout.take
             self._probed = keras_internals.build_train_function(model, step, take)
         return self._recorder, self._probed

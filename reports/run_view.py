@@ -36,6 +36,8 @@ _COSTS = {
     "tripwire": "tripwire",
     "profiler": "op profiler",
     "device": "device sampling",
+    "reference": "reference steps",
+    "reference_compile": "tracing reference steps",
 }
 _LOSS_SCALING = {"dynamic": "dynamic loss scale", "static": "fixed loss scale", "none": "no loss scale"}
 
