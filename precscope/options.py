@@ -114,7 +114,7 @@ class Options:
         device_interval_s: Seconds between two looks at the devices (memory, utilization, power, ...); 0 for none.
         keep_batches_mib: MiB that batches of sampled steps may take in the run directory, to be replayed later; 0 keeps
             none. Over the limit, fewer are kept, spread evenly over the training.
-        run_size_mib: MiB that the samples may take in the run directory, of each worker; 0 for no limit. Over the limit,
+        run_size_mib: MiB that the samples of a worker may take in the run directory; 0 for no limit. Over the limit,
             old samples are thinned out evenly; those with infinities, NaN or a skipped step go last.
         reference: Take reference steps in float32: at the start, once the loss scale has settled, and at the end.
         reference_budget: Share of the training time that reference steps may cost; those at the start, once settled and
