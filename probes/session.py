@@ -136,7 +136,13 @@ class Session:
             )
         start_ns = time.perf_counter_ns()
         self._replicas = replicas_of(self._model.distribute_strategy)
-        writer = RunWriter.create(self.path, self._describe(), overwrite=self._overwrite, worker=self._replicas.worker)
+        self._writer = writer = RunWriter.create(
+            self.path,
+            self._describe(),
+            overwrite=self._overwrite,
+            worker=self._replicas.worker,
+            most_bytes=round(self.options.run_size_mib * 2**20) or None,
+        )
         self.path = writer.path
         sampler = Sampler(self.options, meets_others=self._replicas.workers > 1)
         self._loop = SamplingLoop(sampler, self._wait_for_device, self._keep, self._probe_failed)
@@ -180,6 +186,8 @@ class Session:
         """Leave the model as it was and note how the training ended; an exception goes on."""
         self._restore_model()
         self._state = "closed"
+        if not self._writer.is_mine:  # a forked process leaves by the same door, and the session is not its own
+            return
         status, reason = _how_it_ended(error)
         try:
             self._flush()
