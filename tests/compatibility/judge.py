@@ -127,7 +127,7 @@ def _watched(training: Training, start: dict[str, np.ndarray], options: dict[str
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", PrecScopeWarning)
-        quiet = {"profile_steps": 0, "device_interval_s": 0.0}
+        quiet: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0}
         path = Path(folder) / "run"
         with precscope.profile(training.model, path, optimizer=training.optimizer, **quiet, **options) as session:
             losses = np.array(training.run(session), np.float64)

@@ -10,7 +10,6 @@ the page's GPU column.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import subprocess
 import sys
@@ -63,10 +62,8 @@ def run_workers(options: argparse.Namespace, arguments: list[str]) -> None:
     """Keep `--jobs` workers going until one of each has nothing left; a worker that crashes is replaced."""
     command = [sys.executable, "-m", "tests.compatibility.matrix", *arguments, "--worker", str(time.time())]
     environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "true"} | os.environ
-    with contextlib.ExitStack() as stack:
-        workers: list[subprocess.Popen[bytes]] = []
-        stack.callback(lambda: [worker.terminate() for worker in workers])
-        workers += [subprocess.Popen(command, cwd=ROOT, env=environment) for _ in range(options.jobs)]
+    workers = [subprocess.Popen(command, cwd=ROOT, env=environment) for _ in range(options.jobs)]
+    try:
         while workers:
             time.sleep(0.5)
             for position, worker in enumerate(list(workers)):
@@ -75,6 +72,9 @@ def run_workers(options: argparse.Namespace, arguments: list[str]) -> None:
                     workers.remove(worker)
                     if code:  # it has more to do, or it crashed and left word of the row it was at
                         workers.insert(position, subprocess.Popen(command, cwd=ROOT, env=environment))
+    finally:
+        for worker in workers:
+            worker.terminate()
 
 
 def work(options: argparse.Namespace) -> int:

@@ -134,7 +134,7 @@ def mask_zero() -> Training:
     return fit(compiled(model, loss), integers(11, BATCH * STEPS, 5), integers(3, BATCH * STEPS, 5))
 
 
-class MinimalCell(layers.Layer):
+class MinimalCell(keras.layers.Layer):
     """An RNN cell of one's own."""
 
     def __init__(self, units: int) -> None:
