@@ -1,10 +1,10 @@
-"""How often the origin of NaN and infinity is right: every case of the zoo that goes non-finite, trained under a session.
+"""How often the origin of NaN and infinity is right: each case of the zoo that goes non-finite, under a session.
 
     python -m benchmarks.origin [NAME ...]         # all cases by default, with the tripwire
     python -m benchmarks.origin --no-tripwire      # samples and the poll alone: the step is the first that was sampled
 
-A case is right where the run's main origin names the labelled layer and pass, and the step is the labelled one, exactly.
-Where the label names no single layer, any layer in the labelled pass is right.
+A case is right where the run's main origin names the labelled layer and pass, and exactly the labelled step. Where the
+label names no single layer, any layer in the labelled pass is right.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Score:
 
     @property
     def layer_is_right(self) -> bool:
-        """Whether the labelled layer was named; a part of it counts, for a label names the layer as the user sees it."""
+        """Whether the labelled layer was named; of a loss whose gradient overflowed, the layer where that arrives."""
         label, origin = self.case.source_layer, self.origin
         if origin is None:
             return False

@@ -30,6 +30,7 @@ COMMANDS = (
     "export",
     "bench",
     "lint",
+    "replay",
     "demo",
 )
 

@@ -11,7 +11,7 @@ import shutil
 import sqlite3
 import tempfile
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,14 +26,17 @@ from precscope.records import (
     LayerRecord,
     LossScaleRecord,
     NoticeRecord,
+    ProgressRecord,
     StepTimeRecord,
     TensorRecord,
 )
+from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
+from precscope.replica_records import ReplicaRecord
 from precscope.run_failures import damaged, newer_format, os_failure, sqlite_failure
 from precscope.statistics import BIN_EXPONENTS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
 __all__ = [
     "FIRST_ROW",
@@ -45,11 +48,13 @@ __all__ = [
     "insert_row",
     "last_row",
     "open_database",
+    "read_meta",
     "select",
     "select_after",
     "select_results",
     "to_row",
     "transaction",
+    "write_meta",
 ]
 
 SCHEMA_VERSION = 1
@@ -59,7 +64,7 @@ CREATE TABLE meta (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE layers (
     id TEXT PRIMARY KEY, "order" INTEGER NOT NULL, type TEXT NOT NULL, keras_path TEXT, policy TEXT NOT NULL,
     compute_dtype TEXT NOT NULL, variable_dtype TEXT NOT NULL, parameters INTEGER NOT NULL,
-    inputs TEXT NOT NULL, unseen TEXT, gradient_unseen TEXT
+    inputs TEXT NOT NULL, unseen TEXT, gradient_unseen TEXT, autocast INTEGER NOT NULL
 );
 CREATE TABLE tensors (
     "index" INTEGER PRIMARY KEY, layer TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL, dtype TEXT NOT NULL,
@@ -75,6 +80,7 @@ CREATE TABLE loss_scales (
     step INTEGER NOT NULL, loss_scale REAL, steps_applied INTEGER, steps_skipped INTEGER, steps_since_change INTEGER
 );
 CREATE TABLE notices (step INTEGER, level TEXT NOT NULL, source TEXT NOT NULL, message TEXT NOT NULL);
+CREATE TABLE progress (step INTEGER NOT NULL, time_unix_s REAL NOT NULL);
 CREATE TABLE costs (kind TEXT PRIMARY KEY, count INTEGER NOT NULL, time_ns INTEGER NOT NULL);
 CREATE TABLE step_times (
     first_step INTEGER NOT NULL, steps INTEGER NOT NULL, mean_time_ns INTEGER NOT NULL, batch INTEGER
@@ -93,6 +99,11 @@ CREATE TABLE origins (
     finite_step INTEGER, dense_steps INTEGER NOT NULL, times INTEGER NOT NULL, last_step INTEGER NOT NULL, kept TEXT,
     note TEXT, frames TEXT NOT NULL
 );
+CREATE TABLE replicas (number INTEGER PRIMARY KEY, worker INTEGER NOT NULL, device TEXT NOT NULL);
+CREATE TABLE replica_samples (
+    sample INTEGER NOT NULL, replica INTEGER NOT NULL, loss REAL, loss_is_nan INTEGER NOT NULL, scalars BLOB NOT NULL,
+    PRIMARY KEY (sample, replica)
+);
 CREATE TABLE devices (
     id TEXT PRIMARY KEY, kind TEXT NOT NULL, name TEXT, memory_total_bytes INTEGER, uuid TEXT, pci_bus_id TEXT,
     compute_capability TEXT, driver_version TEXT, cuda_driver_version TEXT
@@ -101,6 +112,18 @@ CREATE TABLE device_samples (
     device TEXT NOT NULL, time_unix_s REAL NOT NULL, memory_used_bytes INTEGER, memory_total_bytes INTEGER,
     process_memory_bytes INTEGER, utilization_percent INTEGER, memory_utilization_percent INTEGER, power_mw INTEGER,
     temperature_c INTEGER, sm_clock_mhz INTEGER, memory_clock_mhz INTEGER, throttle_reasons TEXT
+);
+CREATE TABLE reference_steps (
+    step INTEGER NOT NULL, moment TEXT NOT NULL, examples INTEGER, batch INTEGER, loss_scale REAL NOT NULL,
+    loss_reference REAL, loss_policy REAL, random TEXT NOT NULL, compiled INTEGER NOT NULL, time_ns INTEGER NOT NULL,
+    left_out TEXT NOT NULL
+);
+CREATE TABLE reference (
+    step INTEGER NOT NULL, moment TEXT NOT NULL, layer TEXT NOT NULL, kind TEXT NOT NULL, name TEXT NOT NULL,
+    count INTEGER NOT NULL, reference_nonzero INTEGER NOT NULL, reference_norm REAL, flushed INTEGER NOT NULL,
+    overflowed INTEGER NOT NULL, nans INTEGER NOT NULL, relative_error REAL, sqnr_db REAL, cosine REAL,
+    inherited_relative_error REAL, own_reference_nonzero INTEGER, own_flushed INTEGER, own_overflowed INTEGER,
+    own_nans INTEGER, own_relative_error REAL, own_sqnr_db REAL, own_cosine REAL
 );
 """
 
@@ -115,20 +138,27 @@ _TABLES: dict[type[Any], str] = {
     TensorRecord: "tensors",
     LossScaleRecord: "loss_scales",
     NoticeRecord: "notices",
+    ProgressRecord: "progress",
     CostRecord: "costs",
     StepTimeRecord: "step_times",
     ProfiledWindow: "profiled_windows",
     OpRecord: "op_times",
     OriginRecord: "origins",
+    ReplicaRecord: "replicas",
     DeviceInfo: "devices",
     DeviceSample: "device_samples",
+    ReferenceStepRecord: "reference_steps",
+    ReferenceRecord: "reference",
 }
 #: Tables that a run need not have: runs that were recorded before there were any.
-_OPTIONAL_TABLES = ("step_times", "results", "profiled_windows", "op_times", "devices", "device_samples", "origins")
+_OPTIONAL_TABLES = (
+    *("step_times", "results", "profiled_windows", "op_times", "devices", "device_samples", "origins"),
+    *("reference_steps", "reference", "progress", "replicas", "replica_samples"),
+)
 #: Columns that hold a tuple as a JSON array.
-_JSON_COLUMNS = ("inputs", "shape", "shared_with", "throttle_reasons", "bad_weights", "bad_updates")
+_JSON_COLUMNS = ("inputs", "shape", "shared_with", "throttle_reasons", "bad_weights", "bad_updates", "left_out")
 #: Columns that hold a bool, which SQLite keeps as 0 or 1.
-_FLAG_COLUMNS = ("tensor_core", "cast", "applied", "data_finite")
+_FLAG_COLUMNS = ("tensor_core", "cast", "autocast", "applied", "data_finite", "compiled")
 #: How long either side waits for the other where the file system allows no WAL.
 _BUSY_S = 10.0
 
@@ -285,7 +315,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
     # SQLite finds missing pages itself, but takes a last page that was cut off as if it ended in zeros.
     if path.stat().st_size % connection.execute("PRAGMA page_size").fetchone()[0] and not _logs(path):
         raise damaged(path, "is cut off")
-    meta = dict(connection.execute("SELECT name, value FROM meta"))
+    meta = read_meta(connection)
     version = str(meta.get("schema_version"))
     if not version.isdecimal():
         raise damaged(path, "holds no schema_version")
@@ -313,7 +343,10 @@ def select_after(
     """
     if not _has(connection, _TABLES[cls]):
         return (), row
-    names = [item.name for item in fields(cls)]  # type: ignore[arg-type]  # every record is a dataclass
+    known = columns_of(connection, _TABLES[cls])
+    items = fields(cls)  # type: ignore[arg-type]  # every record is a dataclass
+    # A column with a default may be newer than the run.
+    names = [item.name for item in items if item.name in known or item.default is MISSING]
     columns = ", ".join(f'"{name}"' for name in names)
     query = f"SELECT rowid, {columns} FROM {_TABLES[cls]} WHERE rowid > ? ORDER BY rowid LIMIT ?"
     rows = connection.execute(query, (row, most)).fetchall()
@@ -338,6 +371,20 @@ def select_results(connection: sqlite3.Connection) -> dict[str, list[float]]:
         for name, value in connection.execute("SELECT name, value FROM results ORDER BY rowid"):
             results.setdefault(name, []).append(math.nan if value is None else value)
     return results
+
+
+def write_meta(connection: sqlite3.Connection, facts: Mapping[str, str | None]) -> None:
+    """Store facts about the file; one that is None is deleted."""
+    for name, value in facts.items():
+        if value is None:
+            connection.execute("DELETE FROM meta WHERE name = ?", (name,))
+        else:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", (name, value))
+
+
+def read_meta(connection: sqlite3.Connection) -> dict[str, str]:
+    """Return the facts about the file, by name."""
+    return dict(connection.execute("SELECT name, value FROM meta"))
 
 
 def columns_of(connection: sqlite3.Connection, table: str) -> set[str]:

@@ -16,7 +16,7 @@ def measured_flushed_shares(run: Run) -> dict[str, float]:
     Empty without a reference step: what a 16-bit run flushed is zero already and cannot be seen in it.
     """
     shares: dict[str, float] = {}
-    for record in getattr(run, "reference", ()):
+    for record in run.reference:
         if record.reference_nonzero:
             share = record.flushed / record.reference_nonzero
             shares[record.layer] = max(share, shares.get(record.layer, 0.0))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from precscope.advice.layer_graph import LayerGraph
-from precscope.origin_records import DATA_ID, Cause, Direction, Frame
+from precscope.origin_records import DATA_ID, LOSS_ID, Cause, Direction, Frame
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from precscope.records import LayerRecord, TensorKind
 
-__all__ = ["FoundOrigin", "StepValues", "ValueRange", "find_origin"]
+__all__ = ["FoundOrigin", "StepValues", "ValueRange", "all_frames", "find_origin"]
 
 #: Frames that are kept before the origin's own.
 FRAMES_BEFORE = 8
@@ -152,7 +152,7 @@ def find_origin(step: StepValues) -> FoundOrigin | None:
     if first is not None:
         return FoundOrigin("layer", "forward", first, None, data_finite, frames=_forward_frames(step, first))
     if loss_is_bad:
-        frames = _last_forward_frames(step)
+        frames = (*_last_forward_frames(step), _loss_frame(step))
         return FoundOrigin("loss", "forward", None, None, data_finite, frames=frames)
     return _backward(step, data_finite) or _update(step, data_finite)
 
@@ -195,7 +195,7 @@ def _handed_on_by(step: StepValues, layer: str) -> str | None:
     """Return the consumer of `layer` whose backward pass made the gradient there bad; None where it was the loss."""
     found = list(_recorded_consumers(step, layer))
     spoilt = [name for name in found if step.bad("weight_gradient", name)]
-    return (spoilt or found or [None])[-1]
+    return next(iter((spoilt or found)[::-1]), None)
 
 
 def _recorded_consumers(step: StepValues, layer: str) -> Iterable[str]:
@@ -257,7 +257,27 @@ def _backward_frame(step: StepValues, layer: str) -> Frame:
 
 def _gradient_frame(step: StepValues, layer: str) -> Frame:
     """Return the loss function's backward pass: no gradient goes in, that at the model's output comes out."""
-    return _frame_of(layer, "backward", ValueRange(), step.of("gradient", layer))
+    return _frame_of(LOSS_ID, "backward", ValueRange(), step.of("gradient", layer))
+
+
+def _loss_frame(step: StepValues) -> Frame:
+    """Return the loss function's forward pass: the model's outputs go in."""
+    outputs = [name for name in step.graph.outputs() if name != DATA_ID]
+    given = _together(step.of("activation", name) for name in outputs)
+    if step.loss is None:
+        return _frame_of(LOSS_ID, "forward", given, ValueRange())
+    is_finite, is_nan = math.isfinite(step.loss), math.isnan(step.loss)
+    value = step.loss if is_finite else None
+    made = ValueRange(None, value, value, int(not is_finite and not is_nan), int(is_nan), 1)
+    return _frame_of(LOSS_ID, "forward", given, made)
+
+
+def all_frames(step: StepValues) -> tuple[Frame, ...]:
+    """Return every recorded pass of the step, in the order in which they ran: forward, the loss, backward."""
+    names = [layer.id for layer in step.graph.layers if layer.id not in step.graph.contents]
+    forward = [_frame(step, name) for name in names if step.of("activation", name).count]
+    has_gradient = [n for n in names if step.of("gradient", n).count or step.of("weight_gradient", n).count]
+    return (*forward, _loss_frame(step), *(_backward_frame(step, name) for name in reversed(has_gradient)))
 
 
 def _update_frame(step: StepValues, layer: str) -> Frame:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-__all__ = ["DATA_ID", "Cause", "Direction", "Frame", "NoticedBy", "OriginRecord", "is_code_id"]
+__all__ = ["DATA_ID", "LOSS_ID", "Cause", "Direction", "Frame", "NoticedBy", "OriginRecord", "is_code_id"]
 
 #: Id under which the batch itself is recorded, as if an input layer had handed it over.
 DATA_ID = "(data)"
+#: Stands in frames for the loss function.
+LOSS_ID = "(loss)"
 
 Direction = Literal["forward", "backward", "update"]
 #: What turned finite values into others: a "layer", the "loss" function, the optimizer's "update"; or nothing did,
@@ -23,7 +25,7 @@ NoticedBy = Literal["sample", "skipped step", "loss", "weights", "tripwire", "re
 
 def is_code_id(layer_id: str) -> bool:
     """Tell whether an id stands for no layer: the batch, the model's own variables or code between layers."""
-    return layer_id.startswith("(")
+    return layer_id.startswith("(") or "/(" in layer_id
 
 
 class Frame(NamedTuple):
@@ -40,7 +42,7 @@ class Frame(NamedTuple):
         output_max: Greatest of what came out.
         infinities: Infinities among what came out.
         nans: NaN among what came out.
-        count: Elements that came out.
+        elements: How many came out.
     """
 
     layer: str
@@ -53,7 +55,7 @@ class Frame(NamedTuple):
     output_max: float | None
     infinities: int
     nans: int
-    count: int
+    elements: int
 
     @property
     def nonfinite(self) -> int:

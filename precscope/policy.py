@@ -51,7 +51,7 @@ class Pin:
     """A layer to keep off the default policy, with all that it owns.
 
     Attributes:
-        layer: Its id: the path by ownership, as in the run.
+        layer: Its id: the path by ownership, as in the run. `MODEL` is the model itself, without its layers.
         policy: Name of its dtype policy.
         type: Its class name.
         reasons: The findings that ask for it; empty where only the proof does.

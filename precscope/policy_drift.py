@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from precscope.advice.wording import quoted
 from precscope.formats import FORMATS
 from precscope.layer_match import match_layers
-from precscope.policy import MODEL
+from precscope.origin_records import is_code_id
 
 if TYPE_CHECKING:
     from precscope.policy import Policy
@@ -26,7 +26,7 @@ def policy_drift(run: Run, policy: Policy) -> tuple[str, ...]:
     Raises:
         PolicyError: The policy was made for another model.
     """
-    layers = [layer for layer in run.layers if layer.id != MODEL]
+    layers = [layer for layer in run.layers if not is_code_id(layer.id)]
     here = match_layers(policy, {layer.id: layer.type for layer in layers})
     pins = {here[pin.layer]: pin.policy for pin in policy.pins if pin.layer in here}
     kept = {here[entry.layer]: entry.policy for entry in policy.kept if entry.layer in here}

@@ -3,33 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-
 from precscope.errors import RunDirectoryError
 from precscope.kept_batches import KeptBatch, kept_batches
 from precscope.layer_time import LayerTime, layer_times
+from precscope.placed_workers import (
+    PlacedWorkers,
+    device_names,
+    merged_costs,
+    merged_notices,
+    merged_step_times,
+    place_workers,
+)
 from precscope.records import SCALAR_DTYPE
 from precscope.run_failures import damaged
 from precscope.run_file import read_run_file
 from precscope.run_frame import run_frame
 from precscope.rundir import find_run_directory, worker_file, worker_files
 from precscope.spread import Spread, spread_of
-from precscope.statistics import HISTOGRAM_BINS, TensorStatistics
+from precscope.statistics import TensorStatistics
 from precscope.suggest import did_you_mean
 from precscope.verification import Verification, read_verification
-from precscope.worker import Worker, read_worker
+from precscope.workers import lost_worker_notices, read_workers, worker_record
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Hashable, Iterable, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
+    import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
 
@@ -48,7 +54,10 @@ if TYPE_CHECKING:
         TensorKind,
         TensorRecord,
     )
+    from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
+    from precscope.replica_records import ReplicaRecord, ReplicaSample, WorkerRecord
     from precscope.reports.figures import Figures
+    from precscope.worker import Worker
 
 __all__ = ["Run", "merge_workers", "open_run"]
 
@@ -68,17 +77,22 @@ class Run:
         process_alive: Whether the process that recorded the run lives; None where that cannot be seen (another host).
         layers: In the order of the forward pass.
         tensors: By index.
-        samples: By index: of worker 0 first, each worker's in the order of time.
+        samples: By index, in the order of time. Where several replicas or workers trained, what they recorded of one
+            step is one sample: counts are added, minima and maxima are over all, the loss is the mean.
         loss_scales: Looks at the optimizer, in the order of time.
         notices: What the session had to say.
-        costs: What PrecScope cost, all workers together.
+        costs: What PrecScope cost; of several workers, what it cost one on average.
         step_times: Measured stretches of plain steps, in the order of time.
         profiled_window: The train steps over which `op_times` add up; None where no op time was recorded.
         op_times: What each op cost in that window, the costliest first; of the first worker that recorded any.
         devices: The devices of the process, GPUs or else the host.
         device_samples: Their state, in the order of time.
         results: Metrics at the end of each epoch, by name, as Keras' history has them; empty without one.
-        origins: Where values turned infinite or NaN, in the order in which that was found; empty where none did.
+        reference_steps: Reference steps in float32, in the order of time; none unless `reference` was set.
+        reference: What each measured, tensor by tensor.
+        origins: Where values turned infinite or NaN, in the order of the steps; empty where none did.
+        replicas: The model's replicas, by number; empty where there was one.
+        workers: The processes that trained, also those whose file is missing.
     """
 
     path: Path
@@ -96,8 +110,12 @@ class Run:
     devices: tuple[DeviceInfo, ...]
     device_samples: tuple[DeviceSample, ...]
     results: dict[str, list[float]]
+    reference_steps: tuple[ReferenceStepRecord, ...]
+    reference: tuple[ReferenceRecord, ...]
     origins: tuple[OriginRecord, ...]
-    _workers: tuple[_PlacedWorker, ...]
+    replicas: tuple[ReplicaRecord, ...]
+    workers: tuple[WorkerRecord, ...]
+    _placed: PlacedWorkers
 
     def __repr__(self) -> str:
         sizes = f"{len(self.layers)} layers, {len(self.tensors)} tensors, {len(self.samples)} samples"
@@ -126,12 +144,7 @@ class Run:
         Raises:
             RunDirectoryError: The file cannot be read any more.
         """
-        if len(self._workers) == 1:
-            return _frozen(self._workers[0].worker.scalars())
-        scalars = np.zeros((len(self.samples), len(self.tensors)), SCALAR_DTYPE)
-        for placed in self._workers:
-            scalars[placed.samples.start : placed.samples.stop, placed.tensors] = placed.worker.scalars()
-        return _frozen(scalars)
+        return _frozen(self._placed.scalars())
 
     def histograms(self, sample: int) -> NDArray[np.uint64]:
         """Return the exponent histograms of one sample, uint64 [tensors, HISTOGRAM_BINS], read-only.
@@ -143,7 +156,7 @@ class Run:
         number = range(len(self.samples))[sample]
         if number not in self._last_histograms:
             self._last_histograms.clear()
-            self._last_histograms[number] = self._read_histograms(number)
+            self._last_histograms[number] = _frozen(self._placed.histograms(number))
         return self._last_histograms[number]
 
     def total_histograms(self) -> NDArray[np.uint64]:
@@ -163,6 +176,15 @@ class Run:
         """
         dtype = self.tensors[tensor].dtype
         return _statistics(dtype, self.scalars[sample, tensor], self.histograms(sample)[tensor])
+
+    def replica_samples(self, sample: int) -> tuple[ReplicaSample, ...]:
+        """Return what each replica computed in a sample, by its number: its loss and the scalars of all tensors.
+
+        Raises:
+            IndexError: There is no such sample.
+            RunDirectoryError: The file cannot be read any more.
+        """
+        return self._placed.replica_samples(range(len(self.samples))[sample])
 
     def layer(self, id: str) -> LayerRecord:
         """Return the layer called `id`.
@@ -242,25 +264,7 @@ class Run:
 
     @cached_property
     def _total_histograms(self) -> NDArray[np.uint64]:
-        totals = np.zeros((len(self.tensors), HISTOGRAM_BINS), np.uint64)
-        for placed in self._workers:
-            totals[placed.tensors] += placed.worker.total_histograms()
-        return _frozen(totals)
-
-    def _read_histograms(self, sample: int) -> NDArray[np.uint64]:
-        placed = next(placed for placed in self._workers if sample in placed.samples)
-        histograms = np.zeros((len(self.tensors), HISTOGRAM_BINS), np.uint64)
-        histograms[placed.tensors] = placed.worker.histograms(sample - placed.samples.start)
-        return _frozen(histograms)
-
-
-@dataclass(frozen=True)
-class _PlacedWorker:
-    """A worker and where its samples and tensors stand in the run."""
-
-    worker: Worker
-    samples: range
-    tensors: NDArray[np.intp]
+        return _frozen(self._placed.total_histograms())
 
 
 def open_run(path: str | os.PathLike[str]) -> Run:
@@ -274,65 +278,60 @@ def open_run(path: str | os.PathLike[str]) -> Run:
     alive = process.is_alive()
     if record.status == "running" and alive is False:
         record, process = read_run_file(directory)  # it may have ended in good order between the two looks
-    files = worker_files(directory)
-    if not files and record.status != "running":
+    if not worker_files(directory) and record.status != "running":
         raise damaged(worker_file(directory, 0), "is missing")
-    return merge_workers(directory, record, alive, [read_worker(file) for file in files])
+    return merge_workers(directory, record, alive, *read_workers(directory, record))
 
 
-def merge_workers(directory: Path, record: RunRecord, alive: bool | None, workers: Sequence[Worker]) -> Run:
-    """Return the run of which these are the workers: layers by id, tensors by layer, kind and name."""
-    layers: dict[str, LayerRecord] = {}
-    tensors: dict[Hashable, TensorRecord] = {}
-    samples: list[SampleRecord] = []
-    placed = []
-    for worker in workers:
-        for layer in worker.layers:
-            layers.setdefault(layer.id, layer)
-        keys = _tensor_keys(worker.tensors)
-        for key, tensor in zip(keys, worker.tensors, strict=True):
-            tensors.setdefault(key, replace(tensor, index=len(tensors)))
-        columns = np.array([tensors[key].index for key in keys], np.intp)
-        placed.append(_PlacedWorker(worker, range(len(samples), len(samples) + len(worker.samples)), columns))
-        samples += [replace(sample, index=index) for index, sample in enumerate(worker.samples, start=len(samples))]
+def merge_workers(
+    directory: Path,
+    record: RunRecord,
+    alive: bool | None,
+    workers: Sequence[Worker],
+    lost: Sequence[WorkerRecord] = (),
+) -> Run:
+    """Return the run of which these are the workers; what they recorded of one step is put together.
+
+    Args:
+        directory: The run directory.
+        record: What `run.yaml` says.
+        alive: Whether the process that wrote it lives.
+        workers: Those whose files were read, by number.
+        lost: What is known of the others.
+    """
+    placed = place_workers(workers)
+    records = sorted([*(worker_record(worker, record, alive) for worker in workers), *lost], key=lambda w: w.number)
+    names = device_names(workers)
     return Run(
         path=directory,
         record=record,
         process_alive=alive,
-        layers=tuple(sorted(layers.values(), key=lambda layer: (layer.order, layer.id))),
-        tensors=tuple(tensors.values()),
-        samples=tuple(samples),
-        loss_scales=tuple(item for worker in workers for item in worker.loss_scales),
-        notices=tuple(item for worker in workers for item in worker.notices),
-        costs=_summed_costs(item for worker in workers for item in worker.costs),
-        step_times=tuple(item for worker in workers for item in worker.step_times),
+        layers=placed.layers,
+        tensors=placed.tensors,
+        samples=placed.samples,
+        # All workers train in step, with one loss scale: one worker's looks tell everything.
+        loss_scales=next((worker.loss_scales for worker in workers if worker.loss_scales), ()),
+        notices=(*lost_worker_notices(records), *merged_notices(workers)),
+        costs=merged_costs(workers),
+        step_times=merged_step_times(workers),
         profiled_window=next((worker.profiled_windows[0] for worker in workers if worker.profiled_windows), None),
         op_times=next((worker.op_times for worker in workers if worker.profiled_windows), ()),
-        devices=tuple({item.id: item for worker in workers for item in worker.devices}.values()),
-        device_samples=tuple(item for worker in workers for item in worker.device_samples),
+        devices=tuple(
+            replace(item, id=names[place, item.id]) for place, worker in enumerate(workers) for item in worker.devices
+        ),
+        device_samples=tuple(
+            replace(item, device=names.get((place, item.device), item.device))
+            for place, worker in enumerate(workers)
+            for item in worker.device_samples
+        ),
         results=next((worker.results for worker in workers if worker.results), {}),
-        origins=tuple(origin for worker in workers for origin in worker.origins),
-        _workers=tuple(placed),
+        reference_steps=tuple(item for worker in workers for item in worker.reference_steps),
+        reference=tuple(item for worker in workers for item in worker.reference),
+        origins=tuple(sorted((item for worker in workers for item in worker.origins), key=lambda item: item.step)),
+        replicas=tuple(sorted((item for worker in workers for item in worker.replicas), key=lambda item: item.number)),
+        workers=tuple(records),
+        _placed=placed,
     )
-
-
-def _tensor_keys(tensors: Sequence[TensorRecord]) -> list[Hashable]:
-    """Return what names each tensor in every worker; one that a new trace added again is another tensor."""
-    seen: Counter[Hashable] = Counter()
-    keys: list[Hashable] = []
-    for tensor in tensors:
-        name = (tensor.layer, tensor.kind, tensor.name)
-        keys.append((*name, seen[name]))
-        seen[name] += 1
-    return keys
-
-
-def _summed_costs(costs: Iterable[CostRecord]) -> tuple[CostRecord, ...]:
-    sums: dict[str, CostRecord] = {}
-    for cost in costs:
-        sum_ = sums.get(cost.kind, replace(cost, count=0, time_ns=0))
-        sums[cost.kind] = replace(sum_, count=sum_.count + cost.count, time_ns=sum_.time_ns + cost.time_ns)
-    return tuple(sums.values())
 
 
 def _statistics(dtype: str, scalars: np.void, histogram: NDArray[np.uint64]) -> TensorStatistics:

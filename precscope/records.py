@@ -17,6 +17,7 @@ __all__ = [
     "LayerRecord",
     "LossScaleRecord",
     "NoticeRecord",
+    "ProgressRecord",
     "RunRecord",
     "SampleRecord",
     "StepTimeRecord",
@@ -26,7 +27,20 @@ __all__ = [
 
 TensorKind = Literal["activation", "gradient", "weight", "weight_gradient"]
 RunStatus = Literal["running", "finished", "interrupted", "failed"]
-CostKind = Literal["build", "compile", "step", "read", "write", "poll", "dense", "tripwire", "profiler", "device"]
+CostKind = Literal[
+    "build",
+    "compile",
+    "step",
+    "read",
+    "write",
+    "poll",
+    "dense",
+    "tripwire",
+    "profiler",
+    "device",
+    "reference",
+    "reference_compile",
+]
 
 #: What is stored of one tensor at one sample, beside its histogram. Without finite values `min`, `max`, `mean`, `rms`
 #: and without non-zero values `smallest_nonzero` hold no meaning (the counts tell; the typed API gives None).
@@ -83,6 +97,7 @@ class LayerRecord:
         inputs: Ids of the layers whose outputs it was seen to consume, empty where unknown.
         unseen: Why its output is not recorded ("no float output", "not selected", ...); None where it is.
         gradient_unseen: Why the gradient at its output is not recorded; None where it is.
+        autocast: Whether Keras casts what the layer is given to `compute_dtype`; some layers take it as it is.
     """
 
     id: str
@@ -96,6 +111,7 @@ class LayerRecord:
     inputs: tuple[str, ...] = ()
     unseen: str | None = None
     gradient_unseen: str | None = None
+    autocast: bool = True
 
 
 @dataclass(frozen=True)
@@ -209,6 +225,19 @@ class NoticeRecord:
 
 
 @dataclass(frozen=True)
+class ProgressRecord:
+    """How far the training was at a moment, for those who watch it: written about once a second, in place of the last.
+
+    Attributes:
+        step: Train steps that had begun since the session did; a GPU may still be at work on the last few.
+        time_unix_s: Wall-clock time.
+    """
+
+    step: int
+    time_unix_s: float
+
+
+@dataclass(frozen=True)
 class CostRecord:
     """What one part of PrecScope cost.
 
@@ -217,7 +246,8 @@ class CostRecord:
             included), "step" (a probed step beyond a plain one), "read", "write", "poll", "dense" (all of that for
             steps sampled one after the other because values had turned non-finite), "tripwire" (the host's time for
             it, replays included), "profiler" (the profiled window beyond its plain steps, its trace parsed and
-            written) or "device" (the thread that samples devices).
+            written), "device" (the thread that samples devices), "reference" (reference steps) or "reference_compile"
+            (tracing them, with their first run).
         count: How many times.
         time_ns: Total time; of "step", the estimate described in docs/overhead.md, of "device" CPU time of its thread.
     """

@@ -251,4 +251,4 @@ def scales_to_judge(initial: float | None, settled: float | None, is_dynamic: bo
         return JudgedScales((initial, settled))
     if settled * 2**PROBES >= initial:
         return JudgedScales((settled,), (initial,))
-    return JudgedScales((initial,), (settled,) if settled > 0 else ())
+    return JudgedScales((initial,), (settled,) if settled >= 1 else ())

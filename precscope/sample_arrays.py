@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 __all__ = [
     "decode_histograms",
     "decode_indices",
+    "decode_replica_scalars",
     "decode_scalars",
     "encode_histograms",
     "encode_indices",
+    "encode_replica_scalars",
     "encode_scalars",
 ]
 
@@ -38,6 +40,23 @@ def decode_scalars(blob: bytes) -> NDArray[np.void]:
         ValueError: The bytes are cut off.
     """
     return np.frombuffer(blob, SCALAR_DTYPE)
+
+
+def encode_replica_scalars(scalars: NDArray[np.void]) -> bytes:
+    """Return SCALAR_DTYPE [tensors] as compressed bytes: there are many, and they are seldom read."""
+    return zlib.compress(encode_scalars(scalars), _ZLIB_LEVEL)
+
+
+def decode_replica_scalars(blob: bytes) -> NDArray[np.void]:
+    """Return SCALAR_DTYPE [tensors], read-only.
+
+    Raises:
+        ValueError: The bytes are cut off or no such array.
+    """
+    try:
+        return decode_scalars(zlib.decompress(blob))
+    except zlib.error as error:
+        raise ValueError(str(error)) from error
 
 
 def encode_histograms(histograms: NDArray[np.uint64]) -> bytes:

@@ -35,8 +35,16 @@ class Sampler:
         next_step: The step to sample next: any step from this number on is due. None for never again.
     """
 
-    def __init__(self, options: Options) -> None:
-        """Follow `options`: every, overhead_budget, start and stop."""
+    def __init__(self, options: Options, meets_others: bool = False) -> None:
+        """Follow `options`: every, overhead_budget, start and stop.
+
+        Args:
+            options: What the user asked for.
+            meets_others: Whether other workers train the same steps, each with a sampler of its own. Gaps are then
+                rounded up to powers of two and samples to multiples of them: of two such grids one holds the other, so
+                that workers mostly sample the same steps without a word between them.
+        """
+        self._meets_others = meets_others
         self.next_step: int | None = None
         self._every = options.every
         self._budget = options.overhead_budget
@@ -76,7 +84,8 @@ class Sampler:
             self._set_next(step + self._calibration_gap)
             self._calibration_gap *= 2  # compiling over and over tells no cost: try less and less often
         else:
-            self._set_next(max(self._affordable_step(), step + self._steady_gap(), step + _CALIBRATION_STEPS))
+            due = max(self._affordable_step(), step + self._steady_gap(), step + _CALIBRATION_STEPS)
+            self._set_next(_on_nested_grid(step, due) if self._meets_others else due)
 
     def is_in_window(self, step: int) -> bool:
         """Tell whether the options allow `step` to be sampled at all."""
@@ -121,3 +130,9 @@ class Sampler:
         """Return the distance at which samples cost exactly the budget."""
         assert self._plain_step_ns is not None
         return math.ceil(self._expected_cost_ns() / (self._budget * self._plain_step_ns))
+
+
+def _on_nested_grid(step: int, due: int) -> int:
+    """Return the first step from `due` on that is a multiple of a power of two of at least the distance to `step`."""
+    distance = 1 << (due - step - 1).bit_length()
+    return math.ceil(due / distance) * distance

@@ -14,6 +14,7 @@ from precscope.advice import analyze
 from precscope.device_records import DeviceInfo, DeviceSample
 from precscope.layer_time import LayerTime
 from precscope.op_records import OpRecord
+from precscope.origin_records import OriginRecord
 from precscope.records import (
     SCALAR_DTYPE,
     CostRecord,
@@ -24,6 +25,7 @@ from precscope.records import (
     StepTimeRecord,
     TensorRecord,
 )
+from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
 from precscope.statistics import EXPONENT_MIN
 
 if TYPE_CHECKING:
@@ -155,6 +157,9 @@ _MAKERS: dict[str, Callable[[Run], Iterator[Column]]] = {
     "histograms": _histograms,
     "loss_scales": _records(LossScaleRecord, lambda run: run.loss_scales),
     "findings": _findings,
+    "origins": _records(OriginRecord, lambda run: run.origins),
+    "reference_steps": _records(ReferenceStepRecord, lambda run: run.reference_steps),
+    "reference": _records(ReferenceRecord, lambda run: run.reference),
     "metrics": _metrics,
     "step_times": _records(StepTimeRecord, lambda run: run.step_times),
     "layer_times": _records(LayerTime, lambda run: run.layer_times()),

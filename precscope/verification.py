@@ -65,6 +65,7 @@ class Verification:
         weights: Whose weights they were replayed with, in words.
         before: Under plain mixed precision.
         after: Under the policy; None where nothing was proven.
+        bfloat16: Under mixed_bfloat16 with nothing pinned, where float16 needs pins; None where that was not tried.
         trials: How many sets were replayed; each was traced once.
         criterion: What they had to show.
         prices: What a pass costs by "plain", "policy" and "float32".
@@ -84,6 +85,7 @@ class Verification:
     weights: str
     before: Measured
     after: Measured | None
+    bfloat16: Measured | None
     trials: int
     criterion: Criterion
     prices: Mapping[str, PricedPolicy]
@@ -152,7 +154,8 @@ def _verification(content: dict[str, Any]) -> Verification:
     values = {item.name: content[item.name] for item in fields(Verification)}
     values["criterion"] = Criterion(**values["criterion"])
     values["before"] = _measured(values["before"])
-    values["after"] = None if values["after"] is None else _measured(values["after"])
+    for name in ("after", "bfloat16"):
+        values[name] = None if values[name] is None else _measured(values[name])
     values["prices"] = {name: PricedPolicy(**price) for name, price in values["prices"].items()}
     values["pin_prices"] = {name: Price(**price) for name, price in values["pin_prices"].items()}
     for name in ("pins", "suspects", "batches"):

@@ -1,12 +1,13 @@
 """Reading one worker's database: its records at once, its arrays when they are asked for.
 
-Samples and tensors are only ever appended, so the counts taken when the file was first read hold the snapshot: what is
-loaded later is cut off there.
+Samples and tensors are numbered as they are appended, so the numbers taken when the file was first read hold the
+snapshot: what is loaded later is cut off there. Old samples may be thinned out meanwhile; then the run is opened again.
 """
 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from dataclasses import MISSING, dataclass, fields
 from typing import TYPE_CHECKING
 
@@ -27,9 +28,13 @@ from precscope.records import (
     StepTimeRecord,
     TensorRecord,
 )
+from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
+from precscope.replica_records import ReplicaRecord, ReplicaSample
 from precscope.run_failures import damaged
-from precscope.sample_arrays import decode_histograms, decode_indices, decode_scalars
+from precscope.rundir import worker_number
+from precscope.sample_arrays import decode_histograms, decode_indices, decode_replica_scalars, decode_scalars
 from precscope.statistics import HISTOGRAM_BINS
+from precscope.worker_state import WorkerState, read_state
 
 if TYPE_CHECKING:
     import sqlite3
@@ -45,9 +50,13 @@ if TYPE_CHECKING:
 __all__ = ["Worker", "read_worker", "samples_after", "scalars_after"]
 
 _LAST_TOTALS = """
-SELECT "index", histogram_totals FROM samples WHERE "index" < ? AND histogram_totals IS NOT NULL
+SELECT "index", histogram_totals FROM samples WHERE "index" <= ? AND histogram_totals IS NOT NULL
 ORDER BY "index" DESC LIMIT 1
 """
+
+_REPLICAS = "SELECT replica, loss, loss_is_nan, scalars FROM replica_samples WHERE sample = ? ORDER BY replica"
+#: Samples that are read at a time where they are only added up: their scalars then stay in the processor's cache.
+_CHUNK = 16
 
 
 @dataclass(frozen=True)
@@ -68,8 +77,12 @@ class Worker:
         devices: In the order of writing.
         device_samples: In the order of time.
         results: Metrics at the end of each epoch, by name.
+        reference_steps: In the order of writing.
+        reference: What they measured, in the order of writing.
         origins: Where values turned non-finite, in the order of finding.
         first_sample: Number of the first of `samples` in the file: above 0 where only the last ones are looked at.
+        replicas: Those that the worker runs; none where there is one replica in all.
+        state: Who writes the file, and how that ended; None where an earlier version wrote it.
     """
 
     path: Path
@@ -85,17 +98,41 @@ class Worker:
     devices: tuple[DeviceInfo, ...]
     device_samples: tuple[DeviceSample, ...]
     results: dict[str, list[float]]
-    origins: tuple[OriginRecord, ...]
+    reference_steps: tuple[ReferenceStepRecord, ...] = ()
+    reference: tuple[ReferenceRecord, ...] = ()
+    origins: tuple[OriginRecord, ...] = ()
     first_sample: int = 0
+    replicas: tuple[ReplicaRecord, ...] = ()
+    state: WorkerState | None = None
+
+    @property
+    def number(self) -> int:
+        """The worker's number, as in the file's name."""
+        return worker_number(self.path)
 
     def scalars(self) -> NDArray[np.void]:
         """Return SCALAR_DTYPE [samples, tensors]; all zero where a tensor was not recorded in a sample."""
-        # As plain bytes: NumPy copies records field by field, which takes ten times as long.
-        raw = np.dtype(f"V{SCALAR_DTYPE.itemsize}")
-        scalars = np.zeros((len(self.samples), len(self.tensors)), raw)
-        for sample, columns, array in self._arrays("scalars", decode_scalars, range(len(self.samples))):
-            scalars[sample, columns] = array.view(raw)
-        return scalars.view(SCALAR_DTYPE)
+        return self._scalars(range(len(self.samples)))
+
+    def scalar_chunks(self) -> Iterator[tuple[int, NDArray[np.void]]]:
+        """Give the scalars of some samples at a time, SCALAR_DTYPE [samples, tensors], and the number of the first."""
+        for first in range(0, len(self.samples), _CHUNK):
+            samples = range(first, min(first + _CHUNK, len(self.samples)))
+            yield first, self._scalars(samples)
+
+    def replica_samples(self, sample: int) -> tuple[ReplicaSample, ...]:
+        """Return what each of the worker's replicas computed in a sample, by number; of one, the sample itself."""
+        if len(self.replicas) < 2:
+            number = self.replicas[0].number if self.replicas else 0
+            return (ReplicaSample(number, self.samples[sample].loss, self._scalars(range(sample, sample + 1))[0]),)
+        found = []
+        (columns,) = [columns for _, columns, _ in self._arrays("scalars", decode_scalars, range(sample, sample + 1))]
+        with open_database(self.path) as connection:
+            for number, loss, is_nan, blob in connection.execute(_REPLICAS, (self.samples[sample].index,)):
+                scalars = np.zeros(len(self.tensors), SCALAR_DTYPE)
+                scalars[columns] = _decode(self.path, decode_replica_scalars, blob)
+                found.append(ReplicaSample(number, math.nan if is_nan else loss, scalars))
+        return tuple(found)
 
     def histograms(self, sample: int) -> NDArray[np.uint64]:
         """Return uint64 [tensors, HISTOGRAM_BINS] of one sample; zero where a tensor was not recorded."""
@@ -108,13 +145,22 @@ class Worker:
         totals = np.zeros((len(self.tensors), HISTOGRAM_BINS), np.uint64)
         counted = 0
         with open_database(self.path) as connection:
-            stored = connection.execute(_LAST_TOTALS, (len(self.samples),)).fetchone()
+            last = self.samples[-1].index if self.samples else -1
+            stored = connection.execute(_LAST_TOTALS, (last,)).fetchone()
         if stored is not None and not self.first_sample:
-            counted = stored[0] + 1
+            counted = bisect_right([sample.index for sample in self.samples], stored[0])
             array = _decode(self.path, decode_histograms, stored[1])
             totals[: len(array)] = array
         self._add_histograms(totals, range(counted, len(self.samples)))
         return totals
+
+    def _scalars(self, samples: range) -> NDArray[np.void]:
+        # As plain bytes: NumPy copies records field by field, which takes ten times as long.
+        raw = np.dtype(f"V{SCALAR_DTYPE.itemsize}")
+        scalars = np.zeros((len(samples), len(self.tensors)), raw)
+        for sample, columns, array in self._arrays("scalars", decode_scalars, samples):
+            scalars[sample - samples.start, columns] = array.view(raw)
+        return scalars.view(SCALAR_DTYPE)
 
     def _add_histograms(self, totals: NDArray[np.uint64], samples: range) -> None:
         for _, columns, array in self._arrays("histograms", decode_histograms, samples):
@@ -122,14 +168,16 @@ class Worker:
 
     def _arrays(self, column: str, decode: Decode, samples: range) -> Iterator[tuple[int, Columns, NDArray[Any]]]:
         """Give the number of each sample, the tensors that it holds and their array."""
-        query = f'SELECT tensor_indices, {column} FROM samples WHERE "index" BETWEEN ? AND ? ORDER BY "index"'
-        left = iter(samples)
-        bounds = (self.first_sample + samples.start, self.first_sample + samples.stop - 1)
+        query = f'SELECT "index", tensor_indices, {column} FROM samples WHERE "index" BETWEEN ? AND ? ORDER BY "index"'
+        numbers = {self.samples[sample].index: sample for sample in samples}
+        if not numbers:
+            return
         with open_database(self.path) as connection:
-            for indices, blob in connection.execute(query, bounds):
-                yield next(left), *_decoded(self.path, decode, indices, blob, len(self.tensors))
-        if next(left, None) is not None:
-            raise RunDirectoryError(f"'{self.path}' was replaced while it was read. Open the run again.")
+            for index, indices, blob in connection.execute(query, (min(numbers), max(numbers))):
+                if (sample := numbers.pop(index, None)) is not None:
+                    yield sample, *_decoded(self.path, decode, indices, blob, len(self.tensors))
+        if numbers:
+            raise RunDirectoryError(f"'{self.path}' was thinned out or replaced while it was read. Open the run again.")
 
 
 def read_worker(path: Path) -> Worker:
@@ -153,7 +201,11 @@ def read_worker(path: Path) -> Worker:
             select(connection, DeviceInfo),
             select(connection, DeviceSample),
             select_results(connection),
+            select(connection, ReferenceStepRecord),
+            select(connection, ReferenceRecord),
             select(connection, OriginRecord),
+            replicas=select(connection, ReplicaRecord),
+            state=read_state(connection),
         )
 
 

@@ -8,15 +8,18 @@ from typing import TYPE_CHECKING
 
 from precscope.database import FIRST_ROW, last_row, open_database, select_after
 from precscope.device_records import DeviceInfo, DeviceSample
+from precscope.origin_records import OriginRecord
 from precscope.records import (
     CostRecord,
     LayerRecord,
     LossScaleRecord,
     NoticeRecord,
+    ProgressRecord,
     SampleRecord,
     StepTimeRecord,
     TensorRecord,
 )
+from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
 from precscope.thinned import Thinned
 from precscope.worker import Worker, samples_after, scalars_after
 
@@ -38,8 +41,11 @@ __all__ = ["RECENT", "FreshSample", "WorkerTail"]
 _SERIES = 512
 #: The samples and notices that are kept whole, and of how many new samples a look reads the scalars at most.
 RECENT = 32
+_REFERENCE_STEPS = 4
 #: Rows of a table that one look reads at most: a transaction that stays short never delays the writer's checkpoint.
 _ROWS_A_LOOK = 5000
+#: Rows of devices that are read once more: of one look at all of them, as many GPUs as a machine has.
+_ROWS_AGAIN = 16
 
 Signature = tuple[tuple[int, int, int] | None, ...]
 
@@ -78,6 +84,10 @@ class WorkerTail:
         notices: The last ones.
         costs: By kind, as they were written last.
         step_times: Measured stretches of plain steps, thinned.
+        origins: Where values turned non-finite.
+        progress: How far the training was at each look.
+        reference_steps: The last reference steps in float32.
+        reference: What these measured.
         devices: By id.
         device_samples: The devices' states by id, thinned.
         is_behind: Whether there was more than one look reads.
@@ -94,9 +104,14 @@ class WorkerTail:
         self.notices: deque[NoticeRecord] = deque(maxlen=RECENT)
         self.costs: tuple[CostRecord, ...] = ()
         self.step_times: Thinned[StepTimeRecord] = Thinned(_SERIES)
+        self.origins: tuple[OriginRecord, ...] = ()
+        self.progress: Thinned[ProgressRecord] = Thinned(_SERIES)
+        self.reference_steps: deque[ReferenceStepRecord] = deque(maxlen=_REFERENCE_STEPS)
+        self.reference: list[ReferenceRecord] = []
         self.devices: dict[str, DeviceInfo] = {}
         self.device_samples: dict[str, Thinned[DeviceSample]] = {}
         self.is_behind = False
+        self._device_samples_seen: deque[DeviceSample] = deque(maxlen=2 * _ROWS_AGAIN)
         self._rows: dict[type[Any], int] = {}
         self._sample = self._scalars = -1  # the last sample that was read, and whose scalars were
         self._signatures: list[Signature] = [(), ()]
@@ -134,8 +149,10 @@ class WorkerTail:
             (),
             tuple(self.devices.values()),
             tuple(item for series in self.device_samples.values() for item in series.items()),
-            {},
-            (),
+            results={},
+            reference_steps=tuple(self.reference_steps),
+            reference=tuple(self.reference),
+            origins=self.origins,
             first_sample=last[0].index if last else 0,
         )
 
@@ -146,10 +163,18 @@ class WorkerTail:
         self.layers |= {layer.id: layer for layer in layers}
         self.tensors += tensors
         changed = [bool(layers), bool(tensors), self._read_samples(connection)]
-        for record, series in ((LossScaleRecord, self.loss_scales), (StepTimeRecord, self.step_times)):
-            records = self._after(connection, record)
-            series.extend(records)  # type: ignore[attr-defined]  # a pair of one record each
-            changed.append(bool(records))
+        looks, stretches = self._after(connection, LossScaleRecord), self._after(connection, StepTimeRecord)
+        self.loss_scales.extend(looks)
+        self.step_times.extend(stretches)
+        changed += [bool(looks), bool(stretches)]
+        # These are written anew, not added to.
+        origins, _ = select_after(connection, OriginRecord, FIRST_ROW)
+        progress, _ = select_after(connection, ProgressRecord, FIRST_ROW)
+        changed += [origins != self.origins, bool(progress) and progress[0] != self.progress.last]
+        self.origins = origins
+        if changed[-1]:
+            self.progress.extend(progress)
+        changed.append(self._read_reference(connection))
         notices = self._after(connection, NoticeRecord)
         self.notices.extend(notices)
         costs, _ = select_after(connection, CostRecord, FIRST_ROW)
@@ -173,19 +198,32 @@ class WorkerTail:
             self._scalars = self._sample
         return True
 
+    def _read_reference(self, connection: sqlite3.Connection) -> bool:
+        steps, tensors = self._after(connection, ReferenceStepRecord), self._after(connection, ReferenceRecord)
+        if not steps and not tensors:
+            return False
+        self.reference_steps.extend(steps)
+        kept = {(step.step, step.moment) for step in self.reference_steps}
+        self.reference = [item for item in (*self.reference, *tensors) if (item.step, item.moment) in kept]
+        return True
+
     def _read_devices(self, connection: sqlite3.Connection) -> bool:
         for device in (devices := self._after(connection, DeviceInfo)):
             self.devices[device.id] = device
-        # The writer thins its looks at the devices, and then gives row numbers once more.
-        self._rows[DeviceSample] = min(self._rows.get(DeviceSample, FIRST_ROW), last_row(connection, DeviceSample))
-        samples = self._after(connection, DeviceSample)
+        # The writer thins its looks at the devices, and then gives the last few row numbers once more.
+        last = min(self._rows.get(DeviceSample, FIRST_ROW), last_row(connection, DeviceSample))
+        self._rows[DeviceSample] = max(last - _ROWS_AGAIN, FIRST_ROW)
+        samples = [
+            sample for sample in self._after(connection, DeviceSample) if sample not in self._device_samples_seen
+        ]
         for sample in samples:
             self.device_samples.setdefault(sample.device, Thinned(_SERIES)).extend([sample])
+        self._device_samples_seen.extend(samples)
         return bool(devices or samples)
 
     def _after(self, connection: sqlite3.Connection, cls: type[Record]) -> tuple[Record, ...]:
         """Return the next records of a class that were not read yet."""
-        most = -1 if cls in (LayerRecord, TensorRecord) else _ROWS_A_LOOK
+        most = -1 if cls in (LayerRecord, TensorRecord, ReferenceRecord) else _ROWS_A_LOOK
         records, self._rows[cls] = select_after(connection, cls, self._rows.get(cls, FIRST_ROW), most)
         self.is_behind |= len(records) == most
         return records

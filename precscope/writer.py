@@ -25,9 +25,10 @@ from precscope.errors import RunDirectoryError
 from precscope.records import SCALAR_DTYPE
 from precscope.run_failures import sqlite_failure
 from precscope.run_file import ProcessRecord, write_run_file
-from precscope.rundir import create_run_directory, delete_run_files, worker_file
-from precscope.sample_arrays import encode_histograms, encode_indices, encode_scalars
+from precscope.rundir import create_run_directory, delete_run_files, delete_worker_files, worker_file
+from precscope.sample_arrays import encode_histograms, encode_indices, encode_replica_scalars, encode_scalars
 from precscope.statistics import HISTOGRAM_BINS
+from precscope.worker_state import WorkerState, write_state
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -43,12 +44,15 @@ if TYPE_CHECKING:
         LayerRecord,
         LossScaleRecord,
         NoticeRecord,
+        ProgressRecord,
         RunRecord,
         RunStatus,
         SampleRecord,
         StepTimeRecord,
         TensorRecord,
     )
+    from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
+    from precscope.replica_records import ReplicaRecord, ReplicaSample
 
 __all__ = ["RunWriter"]
 
@@ -67,40 +71,52 @@ _TOTALS_EVERY = 16
 
 
 class RunWriter:
-    """Writes one run: tensors and samples from one thread, everything else from any.
+    """Writes one worker's part of a run: tensors and samples from one thread, everything else from any.
+
+    Worker 0 writes `run.yaml`, too.
 
     Every method but `close` raises RunDirectoryError where the write failed (the disk is full, the directory was
     removed, ...). Nothing of that call is then stored, all earlier calls are.
     """
 
-    def __init__(self, directory: Path, record: RunRecord) -> None:
-        """Begin to write into the empty `directory`; use `create`."""
+    def __init__(self, directory: Path, record: RunRecord, worker: int = 0) -> None:
+        """Begin to write into `directory`; use `create`."""
         self.path = directory
         self.record = record
+        self.worker = worker
         self._process = ProcessRecord.current()
         self._lock = threading.Lock()
         self._tensors = 0
         self._samples = 0
         self._totals = np.zeros((0, HISTOGRAM_BINS), np.uint64)
         # run.yaml first: from now on the directory is known as a run, whatever happens.
-        write_run_file(directory, record, self._process)
-        self._file = worker_file(directory, 0)
+        if worker == 0:
+            write_run_file(directory, record, self._process)
+        self._file = worker_file(directory, worker)
         self._connection: sqlite3.Connection | None = create_database(self._file)
         self._stat = self._file.stat()
+        self._state = WorkerState(self._process, record.started_unix_s)
+        with self._writing() as connection:
+            write_state(connection, self._state)
 
     @classmethod
-    def create(cls, path: str | os.PathLike[str], record: RunRecord, overwrite: bool = False) -> RunWriter:
-        """Create the run directory `path` and return its writer.
+    def create(
+        cls, path: str | os.PathLike[str], record: RunRecord, overwrite: bool = False, worker: int = 0
+    ) -> RunWriter:
+        """Create the run directory `path`, or join the one of worker 0, and return the worker's writer.
 
         Raises:
             RunDirectoryError: See `precscope.rundir.create_run_directory`.
         """
-        directory = create_run_directory(path, overwrite)
+        directory = create_run_directory(path, overwrite, worker)
         try:
-            return cls(directory, record)
+            return cls(directory, record, worker)
         except RunDirectoryError:
             with suppress(OSError):  # so that the same call can succeed once there is space
-                delete_run_files(directory)
+                if worker:
+                    delete_worker_files(directory, worker)
+                else:
+                    delete_run_files(directory)
             raise
 
     def add_layers(self, layers: Iterable[LayerRecord]) -> None:
@@ -126,6 +142,7 @@ class RunWriter:
         histograms: NDArray[np.uint64],
         tensor_indices: ArrayLike | None = None,
         costs: Iterable[CostRecord] = (),
+        replicas: Sequence[ReplicaSample] = (),
     ) -> None:
         """Add a sample; its `index` is not used, the reader numbers samples in the order of writing.
 
@@ -135,6 +152,7 @@ class RunWriter:
             histograms: uint64 [tensors, HISTOGRAM_BINS].
             tensor_indices: Which tensors these are, ascending; None for all tensors so far.
             costs: What PrecScope cost so far, as for `set_costs`, for those who read meanwhile.
+            replicas: What each of the worker's replicas computed, where there are several; the arrays above hold all.
 
         Raises:
             ValueError: The arrays have another shape or dtype, or the tensors are unknown.
@@ -156,6 +174,8 @@ class RunWriter:
         }
         with self._writing() as connection:
             insert_row(connection, "samples", row)
+            for replica in replicas:
+                insert_row(connection, "replica_samples", _replica_row(self._samples, replica))
             insert(connection, costs)
         self._totals = totals
         self._samples += 1
@@ -173,11 +193,12 @@ class RunWriter:
         self._insert(costs)
 
     def update_record(self, **changes: Any) -> None:
-        """Change fields of the run's record and write `run.yaml` anew."""
+        """Change fields of the run's record and write `run.yaml` anew, as worker 0."""
         record = dataclasses.replace(self.record, **changes)
-        with self._lock:
-            self._check_in_place()
-            write_run_file(self.path, record, self._process)
+        if self.worker == 0:
+            with self._lock:
+                self._check_in_place()
+                write_run_file(self.path, record, self._process)
         self.record = record
 
     def add_step_time(self, record: StepTimeRecord) -> None:
@@ -192,18 +213,30 @@ class RunWriter:
         """Add where values turned non-finite; one whose index is known replaces the older record."""
         self._insert([record])
 
+    def add_replicas(self, replicas: Iterable[ReplicaRecord]) -> None:
+        """Add the replicas that this worker runs."""
+        self._insert(replicas)
+
     def add_devices(self, devices: Iterable[DeviceInfo]) -> None:
         """Add devices; one whose id is known replaces the older record."""
         self._insert(devices)
 
-    def add_device_samples(self, samples: Iterable[DeviceSample]) -> None:
-        """Add what was seen of devices."""
-        self._insert(samples)
+    def add_device_samples(self, samples: Iterable[DeviceSample], progress: ProgressRecord | None = None) -> None:
+        """Add what was seen of devices; `progress` replaces what was known of how far the training is."""
+        with self._writing() as connection:
+            insert(connection, samples)
+            if progress is not None:
+                connection.execute("DELETE FROM progress")
+                insert(connection, [progress])
 
     def thin_device_samples(self) -> None:
         """Delete every second look at the devices: the second, the fourth, ... in the order of time."""
         with self._writing() as connection:
             connection.execute(_THIN)
+
+    def add_reference(self, step: ReferenceStepRecord, records: Iterable[ReferenceRecord]) -> None:
+        """Add a reference step and what it measured."""
+        self._insert([step, *records])
 
     def set_results(self, results: Mapping[str, Sequence[float]]) -> None:
         """Store what each metric was at the end of each epoch; a metric that is known is replaced."""
@@ -223,6 +256,9 @@ class RunWriter:
         if self._connection is None:
             return
         ended = time.time() if ended_unix_s is None else ended_unix_s
+        self._state = dataclasses.replace(self._state, status=status, error=error, ended_unix_s=ended)
+        with suppress(RunDirectoryError), self._writing() as connection:
+            write_state(connection, self._state)
         with self._lock:
             close_database(self._connection, in_place=self._in_place())
             self._connection = None
@@ -276,6 +312,16 @@ class RunWriter:
         totals[: len(self._totals)] = self._totals
         totals[slice(None) if indices is None else indices] += histograms
         return totals
+
+
+def _replica_row(sample: int, replica: ReplicaSample) -> dict[str, Any]:
+    return {
+        "sample": sample,
+        "replica": replica.replica,
+        "loss": replica.loss,
+        "loss_is_nan": replica.loss is not None and math.isnan(replica.loss),
+        "scalars": encode_replica_scalars(replica.scalars),
+    }
 
 
 def _check_array(name: str, array: NDArray[Any], dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:

@@ -108,7 +108,8 @@ def wanted_policies(model: Any, policy: Policy) -> tuple[dict[str, str], dict[st
     wanted = dict.fromkeys(layers, policy.default) | {here[kept.layer]: kept.policy for kept in policy.kept}
     pinned = {here[pin.layer]: pin.policy for pin in policy.pins}
     for name, pin_policy in pinned.items():
-        wanted.update((inside, pin_policy) for inside in with_sublayers(model, [name]) if inside not in pinned)
+        if name != MODEL:  # its own policy casts what it is fed, and nothing else
+            wanted.update((inside, pin_policy) for inside in with_sublayers(model, [name]) if inside not in pinned)
     wanted |= pinned
     _pin_attention_alike(model, layers, wanted)
     return _settable(layers, wanted, pinned)

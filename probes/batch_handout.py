@@ -62,19 +62,19 @@ class BatchHandout:
 
     Attributes:
         failure: Why batches cannot be handed out, or None.
-        is_of_custom_loop: Whether the batch is the arguments of a custom loop's step.
+        step: The custom loop's step that the batch was given to; None where that is the model's `train_step`.
     """
 
     def __init__(self) -> None:
-        self.is_of_custom_loop = False
+        self.step: Callable[..., Any] | None = None
         self.failure: str | None = None
         self._traces: list[_Traced] = []
         self._last = tf.Variable(-1, dtype=tf.int64, trainable=False, name="precscope_batch")
         self._given: Batch | None = None
 
-    def put(self, *args: Any, **kwargs: Any) -> None:
+    def put(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Hold the arguments of a custom loop's step."""
-        self.is_of_custom_loop = True
+        self.step = step
         self._given = Batch(args, kwargs)
 
     def take(self, data: Any) -> None:
@@ -140,12 +140,12 @@ class BatchKeeping:
         self._leaves_weights_out = False
         self._tell = tell
 
-    def keep(self, step: int, handout: BatchHandout, read_weights: Callable[[], list[Any]]) -> None:
+    def keep(self, step: int, handout: BatchHandout, read_weights: Callable[[], dict[str, Any]]) -> None:
         """Keep the batch that was handed out by `step`, as group "data"; a custom loop's keywords as "keywords".
 
-        The weights are kept beside it, as group "weights", as they are after the step: a fault of numbers shows at the
-        weights that training has reached, not at those that a model begins with. Where three such batches would not
-        fit into the limit, they are left out.
+        The weights are kept beside it by name, as group "weights", as they are after it, with the states of seeds:
+        a fault of numbers shows at the weights that training has reached, not at those that a model begins with. They
+        are left out where three such batches would not fit into the limit.
         """
         if self._writer is None:
             return
@@ -156,7 +156,7 @@ class BatchKeeping:
             if batch is None:
                 return
             # Of Keras' step the batch itself, of a custom loop's the tuple of its arguments.
-            data = batch.args if handout.is_of_custom_loop else batch.args[0]
+            data = batch.args[0] if handout.step is None else batch.args
             groups = {"data": _as_arrays(data)}
             if batch.kwargs:
                 groups["keywords"] = _as_arrays(batch.kwargs)
@@ -166,7 +166,7 @@ class BatchKeeping:
             self._writer = None
             self._tell(f"batches are not kept: {error}")
 
-    def _weights(self, read_weights: Callable[[], list[Any]], batch: dict[str, Any]) -> dict[str, Any]:
+    def _weights(self, read_weights: Callable[[], dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
         if self._leaves_weights_out:
             return {}
         weights = _as_arrays(read_weights())

@@ -6,7 +6,8 @@ import functools
 from typing import TYPE_CHECKING, Any
 
 from precscope.probes import keras_internals
-from precscope.probes.recorder import Recorder
+from precscope.probes.replica_internals import ONE_REPLICA
+from precscope.probes.replicas import recorder_for
 from precscope.probes.train_function import probed_function
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
     from precscope.probes.batch_handout import BatchHandout
     from precscope.probes.optimizer_taps import OptimizerTaps
+    from precscope.probes.recorder import Recorder
+    from precscope.probes.replica_internals import Replicas
     from precscope.probes.sampling_loop import SamplingLoop
     from precscope.probes.taps import LayerTaps
     from precscope.probes.tripwire import Tripwire
@@ -32,6 +35,7 @@ class InstrumentedStep:
         advance: Called before each step with this object, so that the session counts steps.
         handout: Takes the batches of sampled steps, where somebody wants them.
         tripwire: Keeps what it takes to run a bad step again, where that is asked for.
+        replicas: Who runs the step.
     """
 
     def __init__(
@@ -43,7 +47,9 @@ class InstrumentedStep:
         advance: Callable[[InstrumentedStep], None],
         handout: BatchHandout | None = None,
         tripwire: Tripwire | None = None,
+        replicas: Replicas = ONE_REPLICA,
     ) -> None:
+        self._replicas = replicas
         self._handout = handout
         self._tripwire = tripwire
         functools.update_wrapper(self, getattr(plain, "python_function", plain))
@@ -85,14 +91,14 @@ class InstrumentedStep:
         def prepare() -> tuple[Recorder, Callable[[], Any]]:
             recorder, probed = self._prepare()
             if self._handout is not None:
-                self._handout.put(*args, **kwargs)
+                self._handout.put(self.plain, args, kwargs)
             return recorder, lambda: probed(*args, **kwargs)
 
         return loop.run(prepare, lambda: self.plain(*args, **kwargs), count=False)
 
     def _prepare(self) -> tuple[Recorder, Callable[..., Any]]:
         if self._recorder is None or self._probed is None:
-            recorder = Recorder(in_xla=keras_internals.is_compiled_by_xla(self.plain))
+            recorder = recorder_for(self._replicas, keras_internals.is_compiled_by_xla(self.plain))
             self._probed = probed_function(self.plain, recorder, *self._make_taps(recorder))
             self._recorder = recorder
         return self._recorder, self._probed

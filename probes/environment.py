@@ -13,13 +13,14 @@ import tensorflow as tf
 
 from precscope.probes import keras_internals
 from precscope.probes.gpus import describe_gpus
+from precscope.probes.replica_internals import ONE_REPLICA, Replicas
 
 __all__ = ["describe_hardware", "describe_model", "describe_software"]
 
 _PACKAGES = ("precscope", "tensorflow", "keras", "numpy", "ml_dtypes")
 
 
-def describe_model(model: Any, optimizer: Any) -> dict[str, Any]:
+def describe_model(model: Any, optimizer: Any, replicas: Replicas = ONE_REPLICA) -> dict[str, Any]:
     """Return what identifies the model and how it is trained; `loss_scaling` is "dynamic", "static" or "none"."""
     inner = keras_internals.inner_optimizer(optimizer)
     return {
@@ -35,6 +36,9 @@ def describe_model(model: Any, optimizer: Any) -> dict[str, Any]:
         "jit_compile": bool(getattr(model, "jit_compile", False)) if getattr(model, "compiled", False) else None,
         "run_eagerly": bool(getattr(model, "run_eagerly", False)),
         "steps_per_execution": int(getattr(model, "steps_per_execution", 1) or 1),
+        "strategy": replicas.strategy if replicas.are_several else None,
+        "replicas": replicas.total,
+        "workers": replicas.workers,
     }
 
 

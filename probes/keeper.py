@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import time
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from precscope.errors import RunDirectoryError
 from precscope.records import CostRecord, LossScaleRecord, NoticeRecord, RunStatus, SampleRecord, TensorRecord
+from precscope.replica_records import ReplicaRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from precscope.probes.model_records import ModelRecords
     from precscope.probes.recorder import Reading, TensorKey
+    from precscope.probes.replica_internals import Replicas
     from precscope.probes.sampling_loop import SampledStep
     from precscope.writer import RunWriter
 
@@ -76,6 +79,13 @@ class Keeper:
         """Describe the model's layers, before anything ran."""
         self.write(lambda writer: writer.add_layers(self._records.layers()))
 
+    def keep_replicas(self, replicas: Replicas) -> None:
+        """Say which replicas this process runs, where there are several."""
+        if replicas.are_several:
+            numbered = enumerate(replicas.devices, start=replicas.first)
+            records = [ReplicaRecord(number, replicas.worker, device) for number, device in numbered]
+            self.write(lambda writer: writer.add_replicas(records))
+
     def keep_layers_sampled(self) -> None:
         """Describe the layers after a sampled step, with the reason where nothing of them is recorded."""
         self.write(lambda writer: writer.add_layers(self._records.layers(set(self._indices))))
@@ -107,7 +117,12 @@ class Keeper:
         complete = len(indices) == len(self._indices)
         self.write(
             lambda writer: writer.add_sample(
-                sample, scalars[order], reading.histograms[order], None if complete else indices[order], costs
+                sample,
+                scalars[order],
+                reading.histograms[order],
+                None if complete else indices[order],
+                costs,
+                [replace(replica, scalars=replica.scalars[order]) for replica in reading.replicas],
             )
         )
         self._samples += 1

@@ -22,6 +22,7 @@ from tensorflow.python.ops.control_flow_v2_func_graphs import (
 from tensorflow.python.util import tf_stack
 
 from precscope.policy import MODEL
+from precscope.probes.replica_internals import local_sum
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -178,8 +179,11 @@ def set_own_policy(layer: Any, policy: Any) -> Callable[[], None]:
 def refresh_dtype_cache(layer: Any) -> Callable[[], None]:
     """Bring what a layer keeps in its compute dtype to the present policy; return a function that undoes it.
 
-    Among Keras' layers that is Normalization alone, which keeps mean and variance as constants.
+    Normalization keeps mean and variance as constants. A Sequential or functional model inside another casts its input
+    to the dtype of its first symbolic tensor, which is that of the layer before it when it was built.
     """
+    if has_named_layers(layer) and layer.compute_dtype == "float32":
+        return _widen_inputs(layer)
     if not isinstance(layer, keras.layers.Normalization) or getattr(layer, "mean", None) is None:
         return lambda: None
     before = layer.mean, layer.variance
@@ -192,6 +196,23 @@ def refresh_dtype_cache(layer: Any) -> Callable[[], None]:
 
     def undo() -> None:
         layer.mean, layer.variance = before
+
+    return undo
+
+
+def _widen_inputs(model: Any) -> Callable[[], None]:
+    """Let a Sequential or functional model take float32 where it was built for 16 bits; return what undoes it."""
+    functional = getattr(model, "_functional", None) if isinstance(model, keras.Sequential) else model
+    entries = [*getattr(functional, "_inputs", ()), *model._layers[:1]]  # Sequential asks its InputLayer as well
+    inputs = [x for x in entries if isinstance(x, (keras.KerasTensor, keras.layers.InputLayer))]
+    narrow = [x for x in inputs if x.dtype in ("float16", "bfloat16")]
+    before = [(x, x._dtype) for x in narrow]
+    for x in narrow:
+        x._dtype = "float32"
+
+    def undo() -> None:
+        for x, dtype in before:
+            x._dtype = dtype
 
     return undo
 
@@ -256,8 +277,9 @@ def build_train_function(
 
 
 def running_loss(model: Any) -> Any:
-    """Return the variable in which `fit` adds up the epoch's loss; None where there is none."""
-    return getattr(getattr(model, "_loss_tracker", None), "total", None)
+    """Return what `fit` has added up of the epoch's loss, on this worker; None where there is no such number."""
+    total = getattr(getattr(model, "_loss_tracker", None), "total", None)
+    return None if total is None else local_sum(total)
 
 
 def usual_batch(model: Any, steps: int) -> int | None:
@@ -266,7 +288,7 @@ def usual_batch(model: Any, steps: int) -> int | None:
     Keras' loss tracker has counted the examples by then.
     """
     count = getattr(getattr(model, "_loss_tracker", None), "count", None)
-    examples = 0 if count is None else int(count.numpy())
+    examples = 0 if count is None else int(local_sum(count))
     return examples // steps if examples >= steps else None
 
 

@@ -70,6 +70,6 @@ def _output() -> IO[str] | None:
             if stream.isatty() and os.isatty(stream.fileno()):
                 return stream
     with suppress(AttributeError, OSError, ValueError):
-        if sys.stderr is sys.__stderr__ and sys.stderr.fileno() >= 0:
-            return sys.stderr
+        if (log := sys.__stderr__) is not None and log is sys.stderr and log.fileno() >= 0:
+            return log
     return None

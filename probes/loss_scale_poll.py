@@ -125,7 +125,7 @@ class LossScalePoll:
         applied = self._updates_before + self.updates() - self._updates_at_start
         start_ns = self._clock_ns()
         value = keras_internals.loss_scale(optimizer)
-        scale = None if value is None else float(value)
+        scale = None if value is None else float(value.numpy() if hasattr(value, "numpy") else value)
         self._keeper.keep_loss_scale(
             LossScaleRecord(
                 step=seen,

@@ -12,6 +12,7 @@ from precscope.probes.allocator import AllocatorMemory
 from precscope.probes.device_sampler import Device, DeviceSampler, open_devices
 from precscope.probes.host_memory import HostMemory
 from precscope.probes.op_profile import OpProfile, model_op_records
+from precscope.records import ProgressRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -48,7 +49,11 @@ class Measurements:
         self._has_gpu = bool(tf.config.list_physical_devices("GPU"))
         self._sampler: DeviceSampler | None = None
         if options.device_interval_s:
-            recording = DeviceRecording(keeper, lambda message: self._tell("info", "devices", message))
+            recording = DeviceRecording(
+                keeper,
+                lambda message: self._tell("info", "devices", message),
+                steps_seen=lambda: loop.steps_seen,
+            )
             self._sampler = DeviceSampler(
                 recording.keep,
                 options.device_interval_s if self._has_gpu else max(options.device_interval_s, _HOST_INTERVAL_S),
@@ -114,12 +119,20 @@ class DeviceRecording:
         keeper: Writes the run.
         tell: Told once when samples are dropped.
         most: How many rows there may be at most.
+        steps_seen: Returns how many train steps have begun, which is written with each batch for those who watch.
     """
 
-    def __init__(self, keeper: Keeper, tell: Callable[[str], None], most: int = _MOST_DEVICE_SAMPLES) -> None:
+    def __init__(
+        self,
+        keeper: Keeper,
+        tell: Callable[[str], None],
+        most: int = _MOST_DEVICE_SAMPLES,
+        steps_seen: Callable[[], int] = lambda: 0,
+    ) -> None:
         self._keeper = keeper
         self._tell = tell
         self._most = most
+        self._steps_seen = steps_seen
         self._rows = 0
         self._looks = 0
         self._every = 1
@@ -131,7 +144,8 @@ class DeviceRecording:
             if self._looks % self._every == 0:
                 kept += look
             self._looks += 1
-        self._keeper.write(lambda writer: writer.add_device_samples(kept))
+        progress = ProgressRecord(self._steps_seen(), samples[-1].time_unix_s) if samples else None
+        self._keeper.write(lambda writer: writer.add_device_samples(kept, progress))
         self._rows += len(kept)
         if self._rows > self._most:
             self._thin()

@@ -131,4 +131,5 @@ def _record(
         inputs=inputs,
         unseen=unseen,
         gradient_unseen=gradient_unseen,
+        autocast=bool(layer.autocast),
     )

@@ -14,6 +14,8 @@ from precscope.probes.code_places import place_of_name
 from precscope.probes.replay import step_values
 
 if TYPE_CHECKING:
+    from collections.abc import Hashable
+
     from precscope.options import Options
     from precscope.origin import FoundOrigin
     from precscope.origin_records import NoticedBy
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
     from precscope.probes.sampling_loop import SampledStep, SamplingLoop
     from precscope.probes.tripwire import Tripped
 
-__all__ = ["OriginWatch"]
+__all__ = ["OriginWatch", "owner_of", "place_of"]
 
 #: So often sampling turns dense without further conditions; later, so that it stays below one step in a hundred.
 _FREE_EPISODES, _LATER_SHARE = 5, 0.01
@@ -103,9 +105,14 @@ class OriginWatch:
         origin = self.describe(found, step, records, noticed_by="tripwire", noticed_step=noticed_step, **known)
         self.record(origin)
 
+    def is_new(self, found: FoundOrigin) -> bool:
+        """Tell whether no step that showed the same is kept."""
+        known = self._origins.get(_key(found))
+        return known is None or known.kept is None
+
     def record(self, origin: OriginRecord) -> OriginRecord:
         """Write an origin; one that was seen before is counted."""
-        key = (origin.cause, origin.direction, origin.layer, origin.arrives_at)
+        key = _key(origin)
         known = self._origins.get(key)
         if known is not None:
             again = int(origin.step not in (known.step, known.last_step))  # the tripwire sees sampled steps, too
@@ -126,7 +133,7 @@ class OriginWatch:
     ) -> OriginRecord:
         """Return the record of an origin in train step `step`; `records` saw it, by default those of the samples."""
         place_in_epoch = self._loop.place_in_epoch(step) or (None, None)
-        layer, note = _owner(found.layer)
+        layer, note = owner_of(found.layer)
         fields = {"finite_step": self._finite_step} | known
         fields["note"] = fields.get("note") or note
         return OriginRecord(
@@ -136,7 +143,7 @@ class OriginWatch:
             direction=found.direction,
             layer=layer,
             arrives_at=found.arrives_at,
-            place=_place(records or self._records, found.layer),
+            place=place_of(records or self._records, found.layer),
             epoch=place_in_epoch[0],
             batch=place_in_epoch[1],
             data_finite=found.data_finite,
@@ -182,11 +189,11 @@ class OriginWatch:
 
     def _tells_nothing_new(self, found: FoundOrigin) -> bool:
         """Tell whether steps that follow need no look: the weights are lost, or the same was seen again and again."""
-        known = self._origins.get((found.cause, found.direction, found.layer, found.arrives_at))
+        known = self._origins.get(_key(found))
         return found.cause == "weights" or (known is not None and known.times >= _OFTEN)
 
 
-def _place(records: ModelRecords, layer_id: str | None) -> str | None:
+def place_of(records: ModelRecords, layer_id: str | None) -> str | None:
     """Return the user's line behind a layer: where it computes or is called, else the one that names it."""
     plan = None if layer_id is None else records.plan(layer_id)
     if plan is None or plan.place is not None:
@@ -196,13 +203,19 @@ def _place(records: ModelRecords, layer_id: str | None) -> str | None:
 
 def _is_finite(reading: Reading) -> bool:
     """Tell whether all that was recorded is finite, the batch left aside; as `StepValues.is_finite`, but at once."""
-    bad = sum(reading.scalars[name] for name in ("positive_infinities", "negative_infinities", "nans"))
+    names = ("positive_infinities", "negative_infinities", "nans")
+    bad = np.sum([reading.scalars[name] for name in names], axis=0)
     inside = np.array([tensor.key.layer != DATA_ID for tensor in reading.tensors], bool)
     loss_is_finite = reading.loss is None or math.isfinite(reading.loss)
     return loss_is_finite and not bad[inside].any() and not reading.spoiled.any()
 
 
-def _owner(layer_id: str | None) -> tuple[str | None, str | None]:
+def _key(origin: FoundOrigin | OriginRecord) -> Hashable:
+    """Return what makes two origins the same."""
+    return origin.cause, origin.direction, owner_of(origin.layer)[0], origin.arrives_at
+
+
+def owner_of(layer_id: str | None) -> tuple[str | None, str | None]:
     """Return the layer in whose call code between layers ran, and where in it; a layer stays what it is."""
     owner, code, before = (layer_id or "").rpartition("/(")
     return (owner, f"in its own code, {before[:-1]}") if code else (layer_id, None)

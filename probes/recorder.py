@@ -19,6 +19,7 @@ import tensorflow as tf
 from precscope.formats import FORMATS
 from precscope.probes import keras_internals
 from precscope.probes.lost_updates import count_lost_updates
+from precscope.probes.replica_internals import plain_variable
 from precscope.probes.statistic import (
     EMPTY_ROW,
     ROW_WIDTH,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from precscope.records import TensorKind
+    from precscope.replica_records import ReplicaSample
 
 __all__ = ["Reading", "Recorder", "TensorKey", "TracedTensor", "reading_of"]
 
@@ -76,7 +78,8 @@ class _Waiting:
 class Reading:
     """What one probed step recorded; arrays are ordered like `tensors`.
 
-    `spoiled` tells of each weight how many elements were finite before the update and not after it.
+    `spoiled` tells of each weight how many elements were finite before the update and not after it. Where several
+    replicas trained, the numbers are over those of this process, and `replicas` has each one's.
     """
 
     tensors: tuple[TracedTensor, ...]
@@ -87,6 +90,7 @@ class Reading:
     loss_scale: float | None
     updates_before: int | None
     updates_after: int | None
+    replicas: tuple[ReplicaSample, ...] = ()
 
 
 @dataclass
@@ -108,19 +112,22 @@ class Recorder:
 
     Args:
         in_xla: Whether the step is compiled by XLA as a whole; otherwise each statistic is compiled on its own.
+        device: Where the step runs; None to leave that to TensorFlow.
 
     Attributes:
+        device: Where the step runs.
         traces: How often a step was traced.
         batch: Usual batch size, where Keras traces the step without knowing it.
     """
 
-    def __init__(self, in_xla: bool) -> None:
+    def __init__(self, in_xla: bool, device: str | None = None) -> None:
+        self.device = device
         self._in_xla = in_xla
         self._trace: _Trace | None = None
         self._buffers: list[tuple[tuple[TracedTensor, ...], Any]] = []
         self._accumulators: list[Any] = []
         self._eager: tuple[tuple[TracedTensor, ...], Any] | None = None
-        self._stamp = tf.Variable(0, dtype=tf.int64, trainable=False, name="precscope_stamp")
+        self._stamp = plain_variable(np.int64(0), "precscope_stamp", device)
         self._samples = 0
         self.traces = 0
         self.batch: int | None = None
@@ -206,8 +213,7 @@ class Recorder:
     def _accumulator(self, position: int) -> Any:
         """Return the variable of the `position`-th place in a loop: a tf.function may create none in a later trace."""
         if position == len(self._accumulators):
-            with tf.init_scope():
-                self._accumulators.append(tf.Variable(EMPTY_ROW, trainable=False, name="precscope_loop"))
+            self._accumulators.append(plain_variable(EMPTY_ROW, "precscope_loop", self.device))
         return self._accumulators[position]
 
     def record_update_of(self, key: TensorKey, before: Any, after: Any, gradient: Any) -> None:
@@ -290,8 +296,7 @@ class Recorder:
         for known, buffer in self._buffers:
             if [t.key for t in known] == [t.key for t in tensors]:
                 return buffer
-        with tf.init_scope():
-            buffer = tf.Variable(tf.zeros(shape, tf.int64), trainable=False, name="precscope_buffer")
+        buffer = plain_variable(np.zeros(shape.as_list(), np.int64), "precscope_buffer", self.device)
         self._buffers.append((tensors, buffer))
         return buffer
 

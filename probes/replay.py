@@ -15,6 +15,7 @@ from precscope.probes.optimizer_taps import OptimizerTaps
 from precscope.probes.recorder import Recorder, reading_of
 from precscope.probes.shadow_step import ShadowStep
 from precscope.probes.taps import LayerTaps
+from precscope.probes.tripwire import loss_among
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -75,6 +76,8 @@ class Replay:
             self._recorder.begin()
             try:
                 result = made(*self._layer_taps.tap_batch(args), **kwargs)
+                if function is not None and (loss := loss_among(result)) is not None:
+                    self._recorder.record_loss(loss)  # unless the step told it to the optimizer before
                 self._tensors, matrix = self._recorder.take()
             finally:
                 self._recorder.cancel()

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from precscope.errors import PrecScopeError
 from precscope.kept_batches import TypedArray
+from precscope.probes import keras_internals
 from precscope.probes.replayer import ReplayBatch
 
 if TYPE_CHECKING:
@@ -78,15 +79,25 @@ def _from_kept(kept: KeptBatch, model: Any, of_custom_loop: bool) -> ReplayBatch
     groups = kept.groups()
     data = _tensors(kept.load_typed("data"))
     keywords = _tensors(kept.load_typed("keywords")) if "keywords" in groups else None
-    weights = _tensors(kept.load_typed("weights")) if "weights" in groups else None
-    if weights is not None:
-        shapes, own = [tuple(w.shape) for w in weights], [tuple(w.shape) for w in model.weights]
-        if shapes != own:
-            raise PrecScopeError(
-                f"The weights kept with step {kept.step} do not fit this model: {len(shapes)} of other shapes than its "
-                f"{len(own)}. Verify with the model that the run was made with."
-            )
+    weights = _weights(kept, model) if "weights" in groups else None
     return ReplayBatch(kept.step, tuple(data) if of_custom_loop else (data,), keywords or {}, weights)
+
+
+def _weights(kept: KeptBatch, model: Any) -> list[Any]:
+    """Return the weights that were kept with a batch in the order of the model's.
+
+    They have names, in which Keras' numbers may be others when a model is built again; then their order counts.
+    """
+    weights: dict[str, Any] = _tensors(kept.load_typed("weights"))
+    own = keras_internals.state_variables(model)
+    names = [name for name, _ in own]
+    values = [weights[name] for name in names] if set(names) == set(weights) else list(weights.values())
+    if [tuple(value.shape) for value in values] != [tuple(variable.shape) for _, variable in own]:
+        raise PrecScopeError(
+            f"The weights kept with step {kept.step} do not fit this model: {len(values)} of other shapes than its "
+            f"{len(own)}. Verify with the model that the run was made with."
+        )
+    return values
 
 
 def _tensors(tree: Any) -> Any:

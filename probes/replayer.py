@@ -40,7 +40,8 @@ class ReplayBatch:
         step: The train step that it is of.
         args: What the train step is given.
         kwargs: Likewise.
-        weights: Weights to replay it with, in the order of `model.weights`; None for those that the model has.
+        weights: Weights and states of seeds to replay it with, in the order of `keras_internals.state_variables`; None
+            for those that the model has.
     """
 
     step: int
@@ -131,8 +132,8 @@ class Replayer:
     def price(self, settings: Mapping[str, Mapping[str, str]], scale: float) -> tuple[dict[str, PricedPolicy], int]:
         """Time passes of the first batch under each of the settings, by name, in turn, so that drifts hit all alike.
 
-        Return what each costs, and how many passes of each were timed. Each is traced and has run before it is timed. The time holds what a replay saves and restores; that is the same
-        for all of them.
+        Return what each costs, and how many passes of each were timed. Each is traced and has run before it is timed.
+        The time holds what a replay saves and restores; that is the same for all of them.
         """
         batch = self._references[0].batch
         times_ms: dict[str, list[float]] = {name: [] for name in settings}
@@ -220,7 +221,7 @@ class Replayer:
         if batch.weights is None:
             yield
             return
-        variables = self._model.weights
+        variables = [variable for _, variable in keras_internals.state_variables(self._model)]
         before = [tf.identity(variable.value) for variable in variables]
         try:
             for variable, value in zip(variables, batch.weights, strict=True):

@@ -80,6 +80,7 @@ class SamplingLoop:
         profile: The window of plain steps under TensorFlow's profiler, if there is to be one.
         keep_step_time: Called with the time of each measured stretch of plain steps.
         read_memory: Returns the allocator's bytes now and at the peak.
+        after_sample: Called after each sampled step that was kept; what it costs is no part of the sample's cost.
         dense_left: Steps that are still to be sampled one after the other, whatever that costs.
         place_in_epoch: Returns epoch and batch of a train step, from 0; None where there are no epochs.
     """
@@ -102,6 +103,7 @@ class SamplingLoop:
         self.profile: OpProfile | None = None
         self.keep_step_time: Callable[[StepTimeRecord], None] = lambda record: None
         self.read_memory: Callable[[], tuple[int, int] | None] = lambda: None
+        self.after_sample: Callable[[SampledStep], None] = lambda sampled: None
         self.dense_left = 0
         self.place_in_epoch: Callable[[int], tuple[int, int] | None] = lambda step: None
         self._sampler = sampler
@@ -213,7 +215,8 @@ class SamplingLoop:
             raise
         except Exception as error:
             recorder.cancel()
-            if "IteratorGetNext" in str(error):  # the user's data failed, not the probes
+            # The user's data failed or ended, not the probes.
+            if "IteratorGetNext" in str(error) or type(error).__name__ == "OutOfRangeError":
                 raise
             return self._run_plain(error, plain, steps, count)
         stepped_ns = self._clock_ns()
@@ -227,6 +230,7 @@ class SamplingLoop:
             self._keep(sampled)
             times_ns = (start_ns, stepped_ns, read_ns, self._clock_ns())
             self._account(sampled.step, steps, (recorder.traces > traces, is_dense), times_ns)
+            self.after_sample(sampled)
         except Exception as error:  # the step itself is done
             self.switch_off()
             self._failed(error)

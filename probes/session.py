@@ -20,12 +20,16 @@ from precscope.probes.environment import describe_hardware, describe_model, desc
 from precscope.probes.health import Health
 from precscope.probes.keeper import Keeper
 from precscope.probes.legacy import add_legacy_note, check_loss_scale_arguments
+from precscope.probes.lint_checks.optimizer import check_loss_scaling
 from precscope.probes.live_process import LiveProcess
 from precscope.probes.loss_scale_poll import LossScalePoll
 from precscope.probes.measurements import Measurements
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.optimizer_taps import OptimizerTaps
 from precscope.probes.origin_watch import OriginWatch
+from precscope.probes.reference_schedule import ReferenceSchedule
+from precscope.probes.replica_internals import mean_loss, replicas_of
+from precscope.probes.replica_notices import replica_notices
 from precscope.probes.sampling_loop import SampledStep, SamplingLoop
 from precscope.probes.taps import LayerTaps
 from precscope.probes.train_function import ChoosingTrainFunction
@@ -108,6 +112,7 @@ class Session:
         self._optimizer_taps: tuple[OptimizerTaps, ...] = ()
         self._handout: BatchHandout | None = None  # where somebody wants batches
         self._batches: BatchKeeping | None = None
+        self._reference: ReferenceSchedule | None = None
         self._tripwire: Tripwire | None = None
         self._live: LiveProcess | None = None
 
@@ -130,30 +135,41 @@ class Session:
                 "one model cannot be nested."
             )
         start_ns = time.perf_counter_ns()
-        writer = RunWriter.create(self.path, self._describe(), overwrite=self._overwrite)
+        self._replicas = replicas_of(self._model.distribute_strategy)
+        writer = RunWriter.create(self.path, self._describe(), overwrite=self._overwrite, worker=self._replicas.worker)
         self.path = writer.path
-        self._loop = SamplingLoop(Sampler(self.options), self._wait_for_device, self._keep, self._probe_failed)
+        sampler = Sampler(self.options, meets_others=self._replicas.workers > 1)
+        self._loop = SamplingLoop(sampler, self._wait_for_device, self._keep, self._probe_failed)
         self._records = ModelRecords(self._model, self.options)
         self._keeper = Keeper(writer, self._records, self._stop_recording)
         self._health = Health(self._model, lambda: self._optimizer)
         self._loss_scale = LossScalePoll(lambda: self._optimizer, self._loop, self._keeper, self._health.complaint)
         self._origins = OriginWatch(self.options, self._loop, self._keeper, self._records)
         self._loss_scale.noticed = self._origins.noticed
-        if self.options.tripwire:
+        one_replica = not self._replicas.are_several
+        if self.options.tripwire and one_replica:
             self._set_tripwire(writer.path)
-        if self.options.keep_batches_mib:
+        if (self.options.reference or self.options.keep_batches_mib) and one_replica:
             self._handout = BatchHandout()
+        if self.options.keep_batches_mib and self._handout is not None:
             self._batches = BatchKeeping(
                 writer.path, self.options.keep_batches_mib, lambda message: self._tell("warning", message)
             )
+        if self.options.reference and self._handout is not None:
+            self._reference = ReferenceSchedule(
+                self._model, lambda: self._optimizer, self.options, self._loop, self._keeper, self._handout
+            )
         self._measurements = Measurements(self._model, lambda: self._optimizer, self.options, self._loop, self._keeper)
         self._keeper.keep_layers()
+        self._keeper.keep_replicas(self._replicas)
+        for level, message in replica_notices(self._replicas, self.options):
+            self._tell(level, message)
         self._undo = keras_internals.set_instance_attribute(self._model, "make_train_function", self._make_function)
         _profiled_models.add(self._model)
         self._state = "open"
         self._loss_scale.look()
         self._measurements.start()
-        if self.options.live:
+        if self.options.live and self._replicas.worker == 0:
             self._live = LiveProcess.start(writer.path, lambda message: self._tell("info", message))
         self._loop.costs.add("build", time.perf_counter_ns() - start_ns)
         return self
@@ -171,6 +187,8 @@ class Session:
                 self._tripwire.look()
             self._loss_scale.look()
             self._tell_of_silence(status)
+            if self._reference is not None and status == "finished":
+                self._reference.at_end()
         except Exception as failure:  # a device that is gone, say: the training's own exception must go on
             self._tell("warning", f"how the run ended could not be recorded: {type(failure).__name__}: {failure}")
         finally:
@@ -203,7 +221,10 @@ class Session:
         if not callable(train_step):
             raise SessionError(f"session.instrument expects a train step that can be called, received {train_step!r}.")
         wanted = (self._handout, self._tripwire)
-        step = InstrumentedStep(train_step, self._loop, self._make_taps, self._is_built, self._advance, *wanted)
+        if not self._replicas.devices:  # a strategy under which nothing is recorded
+            return train_step
+        hooks = (self._make_taps, self._is_built, self._advance)
+        step = InstrumentedStep(train_step, self._loop, *hooks, *wanted, replicas=self._replicas)
         self._instrumented.append(step)
         return step
 
@@ -290,17 +311,10 @@ class Session:
         plain = model.train_function
         if not isinstance(current, ChoosingTrainFunction) or current.plain is not plain:
             self._loss_scale.count_anew()
-            current = ChoosingTrainFunction(model, plain, self._loop, self._make_taps, self._handout, self._tripwire)
-        model.train_function = plain if self._has_several_replicas() else current
+            wanted = (self._handout, self._tripwire)
+            current = ChoosingTrainFunction(model, plain, self._loop, self._make_taps, *wanted, self._replicas)
+        model.train_function = current if self._replicas.devices else plain
         return model.train_function
-
-    def _has_several_replicas(self) -> bool:
-        replicas = self._model.distribute_strategy.num_replicas_in_sync
-        if replicas > 1:
-            self._tell(
-                "warning", f"{replicas} replicas train this model; only one can be recorded for now, so nothing is."
-            )
-        return bool(replicas > 1)
 
     def _make_taps(self, recorder: Recorder) -> tuple[LayerTaps, *tuple[OptimizerTaps, ...]]:
         self._records.refresh()  # layers and variables that were built since
@@ -312,6 +326,9 @@ class Session:
             )
             for optimizer in self._given_optimizers or keras_internals.optimizers_of(self._model)
         )
+        for finding in check_loss_scaling(dict(keras_internals.walk_layers(self._model)), self._optimizer):
+            if finding.severity == "error":
+                self._tell("warning", f"{finding.sentence} {finding.advice}")
         layer_taps = LayerTaps(self._records.plans, recorder, self._records.selects_between)
         self._records.between.append(layer_taps.between)
         return layer_taps, *self._optimizer_taps
@@ -361,13 +378,13 @@ class Session:
             return
         self._keep_sample(sampled, sampled.reading)
 
-    def _read_weights(self) -> list[Any]:
-        return [weight.value for weight in self._model.weights]
+    def _read_weights(self) -> dict[str, Any]:
+        return {name: variable.value for name, variable in keras_internals.state_variables(self._model)}
 
     def _flush(self, loss: Any = None) -> None:
         if self._pending is not None:
             (sampled, reading), self._pending = self._pending, None
-            self._keep_sample(sampled, reading, None if loss is None else float(loss))
+            self._keep_sample(sampled, reading, None if loss is None else mean_loss(loss))
 
     def _keep_sample(self, sampled: SampledStep, reading: Reading, loss: float | None = None) -> None:
         self._keeper.keep_sample(sampled, reading, self._loop.costs.records(), loss)
@@ -421,7 +438,7 @@ class Session:
             started_unix_s=time.time(),
             ended_unix_s=None,
             options=self.options.as_dict(),
-            model=describe_model(self._model, self._optimizer),
+            model=describe_model(self._model, self._optimizer, self._replicas),
             software=describe_software(),
             hardware=describe_hardware(),
         )

@@ -14,13 +14,26 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
+from keras.src.backend.common.global_state import get_global_attribute
+from keras.src.backend.common.variables import AutocastScope
 from keras.src.backend.tensorflow import random as keras_random
+from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 from tensorflow.python.framework.auto_control_deps_utils import get_read_only_resource_input_indices_graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["equal_random_draws", "inlined_functions", "kept_losses", "with_mask_of", "written_variables"]
+__all__ = [
+    "call_state",
+    "call_under_policy",
+    "equal_random_draws",
+    "float32_compute_policy",
+    "inlined_functions",
+    "kept_losses",
+    "uneven_draws",
+    "with_mask_of",
+    "written_variables",
+]
 
 
 def with_mask_of(tensor: Any, other: Any) -> Any:
@@ -41,6 +54,28 @@ def written_variables(concrete: Any) -> list[Any]:
     positions = {id(tensor): position for position, tensor in enumerate(graph.inputs)}
     written = {id(outer) for outer, inner in graph.captures if positions[id(inner)] not in read_only}
     return [variable for variable in graph.variables if id(variable.handle) in written]
+
+
+def uneven_draws(concrete: Any) -> tuple[str, ...]:
+    """Return the types of ops in a concrete function whose random numbers no seed of Keras' holds equal.
+
+    They are TensorFlow's own random ops, which go on with each run, and those that draw in 16 bits.
+    """
+    found = set()
+    definition = concrete.graph.as_graph_def(add_shapes=False)
+    nodes = [*definition.node, *(node for function in definition.library.function for node in function.node_def)]
+    for node in nodes:
+        draws_narrow = node.op.startswith("Stateless") and node.attr["dtype"].type in _NARROW_ENUMS
+        if draws_narrow or node.op in _STATEFUL_DRAWS:
+            found.add(node.op)
+    return tuple(sorted(found))
+
+
+_NARROW_ENUMS = (tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum)
+_STATEFUL_DRAWS = (
+    *("RandomUniform", "RandomUniformInt", "RandomStandardNormal", "TruncatedNormal", "RandomShuffle"),
+    *("RandomGammaV2", "RandomPoissonV2", "Multinomial", "ParameterizedTruncatedNormal"),
+)
 
 
 @contextmanager
@@ -114,3 +149,38 @@ def _dropout_drawn_in_float32(
         return original(inputs, rate, noise_shape, seed)
     kept = original(tf.ones_like(inputs, tf.float32), rate, noise_shape, seed) != 0
     return tf.where(kept, inputs * tf.cast(1.0 / (1.0 - rate), inputs.dtype), tf.zeros_like(inputs))
+
+
+def call_under_policy(layer: Any, call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Return what `layer.__call__` would make of the arguments by `call` under the layer's present dtype policy.
+
+    Only the casts are made: of the inputs, and of the variables. No mask is passed on, no loss of an activity
+    regularizer added: that is done by the call of the layer around this one.
+    """
+
+    def convert(x: Any) -> Any:
+        return layer.dtype_policy.convert_input(x, layer.autocast, layer.input_dtype)
+
+    if layer._convert_input_args:
+        args, kwargs = keras.tree.map_structure(convert, (args, kwargs))
+    is_float = keras.backend.is_float_dtype(layer.compute_dtype)
+    with AutocastScope(layer.compute_dtype if layer.autocast and is_float else None):
+        return call(*args, **kwargs)
+
+
+def call_state(layers: Sequence[Any]) -> list[Any]:
+    """Return the variables that these layers may write in a call: not trained ones and the states of random seeds."""
+    generators = {id(seed): seed for layer in layers for seed in layer._seed_generators}
+    shared = get_global_attribute(GLOBAL_SEED_GENERATOR)
+    if shared is not None:
+        generators[id(shared)] = shared
+    states = [seed.state for seed in generators.values()]
+    variables = [*(variable for layer in layers for variable in layer._non_trainable_variables), *states]
+    return [variable._value for variable in {id(variable): variable for variable in variables}.values()]
+
+
+def float32_compute_policy(layer: Any) -> Any:
+    """Return a dtype policy, without a name in Keras, that computes in float32 with the variables as they are."""
+    policy = keras.dtype_policies.DTypePolicy("float32")
+    policy._variable_dtype = layer.variable_dtype
+    return policy

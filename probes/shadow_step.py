@@ -13,6 +13,7 @@ what the compiled training computes.
 
 from __future__ import annotations
 
+import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -80,6 +81,8 @@ class _Traced:
     function: Any
     keys: list[Hashable]
     written: list[Any]
+    kept_bytes: int
+    uneven_draws: tuple[str, ...]
 
 
 class ShadowStep:
@@ -99,6 +102,7 @@ class ShadowStep:
 
     Attributes:
         traces: How many times the step was traced.
+        trace_time_ns: What that took, in all.
     """
 
     def __init__(
@@ -110,7 +114,7 @@ class ShadowStep:
         taps: Callable[[ShadowTrace], AbstractContextManager[Any]] | None = None,
         jit_compile: bool = False,
     ) -> None:
-        self.traces = 0
+        self.traces = self.trace_time_ns = 0
         self._model = model
         self._optimizer = optimizer
         self._step = model.train_step if step is None else step
@@ -135,8 +139,7 @@ class ShadowStep:
         if loss_scale is None:
             scale = keras_internals.loss_scale(self._optimizer)
             loss_scale = 1.0 if scale is None else float(scale)
-        leaves, rebuild = _split((args, kwargs))
-        traced, inputs = self._trace(leaves, rebuild, extra, tf.constant(loss_scale, tf.float32))
+        traced, inputs = self._trace(args, kwargs, extra, loss_scale)
         with _restored(traced.written):
             outputs = traced.function(*inputs)
         kept = dict(zip(traced.keys, outputs, strict=True))
@@ -144,11 +147,24 @@ class ShadowStep:
         gradients = {key.tensor: kept.pop(key) for key in list(kept) if isinstance(key, _Gradient)}
         return ShadowResult(None if loss is None else float(loss), loss_scale, gradients, kept)
 
+    def kept_bytes(self, *args: Any, loss_scale: float = 1.0, extra: Any = (), **kwargs: Any) -> int:
+        """Return the bytes of all that `run` with these arguments would hand out; the step is traced, not run.
+
+        What has no static shape is not counted.
+        """
+        return self._trace(args, kwargs, extra, loss_scale)[0].kept_bytes
+
+    @property
+    def uneven_draws(self) -> tuple[str, ...]:
+        """Kinds of ops in the traces that draw other random numbers in the next run, or in another dtype."""
+        return tuple(sorted({kind for traced in self._traced.values() for kind in traced.uneven_draws}))
+
     def _trace(
-        self, leaves: Sequence[Any], rebuild: Callable[[Sequence[Any]], Any], extra: Any, scale: Any
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], extra: Any, loss_scale: float
     ) -> tuple[_Traced, tuple[Any, ...]]:
+        leaves, rebuild = _split((args, kwargs))
         tensors = [leaf for leaf in leaves if _is_data(leaf)]
-        inputs = (tensors, scale, extra)
+        inputs = (tensors, tf.constant(loss_scale, tf.float32), extra)
         key = (tuple(map(_signature, leaves)), tuple(map(_signature, tf.nest.flatten(extra))))
         if key not in self._traced:
             keys: list[Hashable] = []
@@ -160,10 +176,18 @@ class ShadowStep:
                 keys[:] = kept
                 return list(kept.values())
 
+            start_ns = time.perf_counter_ns()
             function = tf.function(body, autograph=False, jit_compile=self._jit_compile)
             concrete = function.get_concrete_function(*inputs)
             self.traces += 1
-            self._traced[key] = _Traced(function, keys, shadow_internals.written_variables(concrete))
+            self.trace_time_ns += time.perf_counter_ns() - start_ns
+            self._traced[key] = _Traced(
+                function,
+                keys,
+                shadow_internals.written_variables(concrete),
+                sum((x.shape.num_elements() or 0) * x.dtype.size for x in concrete.outputs),
+                shadow_internals.uneven_draws(concrete),
+            )
         return self._traced[key], inputs
 
     def _body(self, args: Any, kwargs: Any, trace: ShadowTrace) -> dict[Hashable, Any]:
@@ -276,7 +300,7 @@ def _observed_call(
     calls = 0
 
     def observed_output(name: str, number: int, tensor: Any) -> Any:
-        if not _is_float_tensor(tensor) or not trace.is_at_root:
+        if not _is_float_tensor(tensor):
             return tensor
 
         def tap(x: Any) -> Any:
@@ -292,6 +316,8 @@ def _observed_call(
 
     def observed_call(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
+        if not trace.is_at_root:
+            return call(*args, **kwargs)
         outputs = call(*args, **kwargs)
         number, calls = calls, calls + 1
         flat = [observed_output(str(i), number, tensor) for i, tensor in enumerate(keras.tree.flatten(outputs))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,13 @@ def _reason_to_leave_out_forward(layer: Any) -> str | None:
     return "its output values are among its input's" if relu or isinstance(layer, _SELECTING) else None
 
 
+class _Calling(threading.local):
+    """Ids of the layers whose calls have begun and not ended; replicas are traced in threads that take turns."""
+
+    def __init__(self) -> None:
+        self.layers: list[str] = []
+
+
 class LayerTaps:
     """Puts taps on a model's layers while a probed step is traced, and takes them off again.
 
@@ -140,7 +148,7 @@ class LayerTaps:
         self._recorder = recorder
         self._selects = selects
         self._sources = TensorSources()
-        self._open: list[str] = []  # ids of the layers whose calls have begun and not ended
+        self._calling = _Calling()
         self._calls = 0
 
     @contextmanager
@@ -189,11 +197,11 @@ class LayerTaps:
             args, kwargs = self._note_inputs(plan, args, kwargs)
             graph = keras_internals.current_graph()
             begin = 0 if graph is None else len(graph.get_operations())
-            self._open.append(plan.id)
+            self._calling.layers.append(plan.id)
             try:
                 outputs = call(*args, **kwargs)
             finally:
-                self._open.pop()
+                self._calling.layers.pop()
             if plan.order is None:
                 self._number(plan)
                 ops = [] if graph is None else graph.get_operations()[begin:]
@@ -227,7 +235,7 @@ class LayerTaps:
         producers, computing = self._sources.computed_from(tensor)
         if not producers or not computing:
             return producers, None
-        owner = f"{self._open[-1]}/" if self._open else ""
+        owner = f"{self._calling.layers[-1]}/" if self._calling.layers else ""
         name = plan.id.removeprefix(owner)
         code = self._plan_between(f"{owner}(before {name})", CodeBetween(computing[0].type, tensor.dtype.name))
         if code is None:
@@ -247,6 +255,11 @@ class LayerTaps:
         if not _is_float(tensor) or (plan.unseen and plan.gradient_unseen):
             return tensor
         recorder = self._recorder
+        if _is_read_by_losses(tensor) and recorder.place() == "root":
+            plan.no_gradient = "Keras' losses look for the logits behind it, so nothing may stand between"
+            if not plan.unseen:
+                recorder.record(TensorKey(plan.id, "activation", name), tensor)
+            return tensor
         forward, backward = TensorKey(plan.id, "activation", name), TensorKey(plan.id, "gradient", name)
         if recorder.place() == "loop":  # a side effect in the gradient of a loop is refused by TensorFlow
             plan.no_gradient = "inside a loop only the forward pass can be recorded"
@@ -257,6 +270,16 @@ class LayerTaps:
             return tf.identity(x), lambda gradient: _tap_gradient(recorder, backward, plan, gradient)
 
         return shadow_internals.with_mask_of(tensor, tf.custom_gradient(tap)(tensor))
+
+
+def _is_read_by_losses(tensor: Any) -> bool:
+    """Tell whether a loss of Keras, given this tensor, would take the logits from the op that made it.
+
+    It does so where that op is a softmax or a sigmoid, and works on the probabilities otherwise: a tap would change the
+    loss. In 16 bits a cast to float32 lies in between already.
+    """
+    op = None if keras_internals.current_graph() is None else getattr(tensor, "op", None)
+    return op is not None and op.type in ("Softmax", "Sigmoid") and tensor.dtype == tf.float32
 
 
 def _is_float(tensor: Any) -> bool:

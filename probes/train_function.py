@@ -9,13 +9,13 @@ from __future__ import annotations
 import itertools
 import sys
 import weakref
-from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from precscope.probes import keras_internals
-from precscope.probes.recorder import Recorder
+from precscope.probes.replica_internals import ONE_REPLICA
+from precscope.probes.replicas import SharedTaps, recorder_for
 from precscope.probes.tripwire import without_optionals
 
 if TYPE_CHECKING:
@@ -23,25 +23,27 @@ if TYPE_CHECKING:
 
     from precscope.probes.batch_handout import BatchHandout
     from precscope.probes.optimizer_taps import OptimizerTaps
+    from precscope.probes.recorder import Recorder
+    from precscope.probes.replica_internals import Replicas
     from precscope.probes.sampling_loop import SamplingLoop
     from precscope.probes.taps import LayerTaps
     from precscope.probes.tripwire import Tripwire
 
 __all__ = ["ChoosingTrainFunction", "probed_function", "probed_step"]
 
+_ITERATORS = (tf.data.Iterator, tf.distribute.DistributedIterator)
+
 
 def probed_step(
     step: Callable[..., Any], recorder: Recorder, layer_taps: LayerTaps, *optimizer_taps: OptimizerTaps
 ) -> Callable[..., Any]:
     """Return `step` with taps on layers and optimizers while it runs (or is traced)."""
+    taps = SharedTaps(layer_taps.installed, *(taps.installed for taps in optimizer_taps))
 
     def probed(*args: Any, **kwargs: Any) -> Any:
         recorder.begin()
         try:
-            with ExitStack() as stack:
-                stack.enter_context(layer_taps.installed())
-                for taps in optimizer_taps:
-                    stack.enter_context(taps.installed())
+            with taps.installed():
                 result = step(*layer_taps.tap_batch(args), **kwargs)
             recorder.end()
         finally:
@@ -78,6 +80,7 @@ class ChoosingTrainFunction:
         make_taps: Called once, with the recorder, when the first sample is due: plans and returns the taps.
         handout: Takes the batches of probed steps, where somebody wants them.
         tripwire: Keeps what it takes to run a bad step again, where that is asked for.
+        replicas: Who runs the step.
 
     Attributes:
         plain: The train function that Keras built.
@@ -91,7 +94,9 @@ class ChoosingTrainFunction:
         make_taps: Callable[[Recorder], tuple[LayerTaps, *tuple[OptimizerTaps, ...]]],
         handout: BatchHandout | None = None,
         tripwire: Tripwire | None = None,
+        replicas: Replicas = ONE_REPLICA,
     ) -> None:
+        self._replicas = replicas
         self._handout = handout
         self._tripwire = tripwire
         self.plain = plain
@@ -113,7 +118,7 @@ class ChoosingTrainFunction:
     def __call__(self, iterator: Any) -> Any:
         """Run the next step, or `steps_per_execution` of them, on what `iterator` gives next."""
         loop = self._loop
-        if iterator is not self._iterator() and isinstance(iterator, tf.data.Iterator):
+        if iterator is not self._iterator() and isinstance(iterator, _ITERATORS):
             return self._first_of_epoch(iterator)
         if self._warm and loop.steps_seen < loop.next_step:
             result = self._run_on(self.plain, iterator)
@@ -149,7 +154,7 @@ class ChoosingTrainFunction:
                 self._batch = loop.batch = keras_internals.usual_batch(self._model, self._steps)
                 loop.open_window()
             return result
-        if not isinstance(iterator, tf.data.Iterator):
+        if not isinstance(iterator, _ITERATORS):
             batches = list(itertools.islice(iterator, self._steps))
             return self._run(lambda function: self._run_on(function, iter(batches)))
         # The iterator itself, as for the plain function: whatever else asks it is one more way to change the training.
@@ -198,7 +203,7 @@ class ChoosingTrainFunction:
     def _left_in_epoch(self, iterator: Any) -> int | None:
         """Return how many steps are left before the epoch's last, which may be smaller; None where unknown."""
         epoch_steps = keras_internals.steps_per_epoch(self._model) or self._epoch_steps
-        if not epoch_steps or not isinstance(iterator, tf.data.Iterator):
+        if not epoch_steps or not isinstance(iterator, _ITERATORS):
             return None
         # Keras goes through all epochs with one iterator where `fit` was given `steps_per_epoch`.
         in_epoch = (self._loop.steps_seen - self._epoch_first_step) % epoch_steps
@@ -207,8 +212,9 @@ class ChoosingTrainFunction:
     def _prepare(self) -> tuple[Recorder, Callable[[Any], Any]]:
         if self._recorder is None or self._probed is None:
             model = self._model
-            compiled = model.jit_compile and not model.run_eagerly
-            self._recorder = Recorder(in_xla=bool(compiled) or keras_internals.is_compiled_by_xla(model.train_step))
+            compiled = bool(model.jit_compile and not model.run_eagerly)
+            in_xla = compiled or keras_internals.is_compiled_by_xla(model.train_step)
+            self._recorder = recorder_for(self._replicas, in_xla=in_xla)
             self._recorder.batch = self._batch
             step = probed_function(model.train_step, self._recorder, *self._make_taps(self._recorder))
             take = None if self._handout is None else self._handout.take

@@ -24,7 +24,7 @@ __all__ = ["TrippedSteps", "as_arrays"]
 
 #: So many steps are run again without further conditions, later fewer than one in a thousand.
 _FREE_REPLAYS, _LATER_SHARE = 10, 0.001
-#: How many kept steps the run directory holds at most.
+#: How many kept steps the run directory has room for.
 _MOST_KEPT = 4
 
 
@@ -64,7 +64,6 @@ class TrippedSteps:
         if self._count >= _FREE_REPLAYS and self._count > _LATER_SHARE * self._loop.steps_seen and not tripped.is_lost:
             return
         self._count += 1
-        kept = self._keep(tripped)
         found, note = None, None
         try:
             found, replay = self._run_again(tripped)
@@ -77,6 +76,8 @@ class TrippedSteps:
             else:
                 found = FoundOrigin("update", "update", None)
                 note = "run again, its loss and its gradients were finite, so the update made the weights non-finite"
+        # One step for each origin: what was seen before tells nothing new.
+        kept = self._keep(tripped) if found is None or self._watch.is_new(found) else None
         self._watch.tripped(tripped, found, note, kept, None if replay is None else replay.records)
 
     def _run_again(self, tripped: Tripped) -> tuple[FoundOrigin | None, Replay]:
@@ -96,7 +97,7 @@ class TrippedSteps:
             groups = {
                 "data": as_arrays(given.args if given.function is not None else given.args[0]),
                 "weights": tripped.weights,
-                "state": {"loss_scale": tripped.loss_scale},
+                "state": {"loss_scale": tripped.loss_scale, "is_custom_loop": given.function is not None},
             }
             if given.kwargs:
                 groups["keywords"] = as_arrays(given.kwargs)

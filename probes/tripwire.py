@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from precscope.probes.sampling_loop import Costs
 
-__all__ = ["MOST_BATCH_BYTES", "Given", "Tripped", "Tripwire"]
+__all__ = ["MOST_BATCH_BYTES", "Given", "Tripped", "Tripwire", "loss_among", "without_optionals"]
 
 #: What the batches since the last look may take.
 MOST_BATCH_BYTES = 256 * 2**20
@@ -121,12 +121,7 @@ class Tripwire:
 
     def after_step(self, result: Any) -> None:
         """Take note of what a step returned: the loss is among it, or the first scalar is taken for it."""
-        if self._off:
-            return
-        loss = result.get("loss") if isinstance(result, dict) else None
-        scalars = [leaf for leaf in tf.nest.flatten(result) if tf.is_tensor(leaf) and leaf.shape.rank == 0]
-        floats = [leaf for leaf in scalars if leaf.dtype.is_floating]
-        self._loss = loss if loss is not None else next(iter(floats), None)
+        self._loss = None if self._off else loss_among(result)
 
     def look(self) -> None:
         """Look whether a step tripped, and report it; waits for the device."""
@@ -269,6 +264,14 @@ def _bytes(leaf: Any) -> int:
     if tf.is_tensor(leaf) and leaf.shape.is_fully_defined():
         return int(leaf.shape.num_elements()) * int(leaf.dtype.size or 8)
     return int(getattr(leaf, "nbytes", 0))
+
+
+def loss_among(result: Any) -> Any:
+    """Return what of a train step's result is its loss: what is called so, or the first scalar; None without one."""
+    loss = result.get("loss") if isinstance(result, dict) else None
+    scalars = [leaf for leaf in tf.nest.flatten(result) if tf.is_tensor(leaf) and leaf.shape.rank == 0]
+    floats = [leaf for leaf in scalars if leaf.dtype.is_floating]
+    return loss if loss is not None else next(iter(floats), None)
 
 
 def without_optionals(batch: Any) -> Any:

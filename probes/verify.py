@@ -12,6 +12,7 @@ import tensorflow as tf
 from precscope.advice import Evidence, analyze
 from precscope.advice.proposal import default_policy, propose_policy
 from precscope.advice.suspects import further_layers, suspected_layers
+from precscope.advice.wording import quoted
 from precscope.errors import PrecScopeError
 from precscope.formats import FORMATS
 from precscope.layer_match import match_layers
@@ -86,7 +87,10 @@ def verify_model(
 
     result = smallest_set(test, setup.suspects, setup.others, most_tests=most_tests, report=report)
     setup.note_unflipped(replayer)
-    return _verification(run, setup, replayer, result, before, scales, data, criterion)
+    bfloat16 = None
+    if proposal.default == "mixed_float16" and result.names != ():
+        bfloat16 = replayer.measure(setup.in_bfloat16(), scales_to_judge(None, None))
+    return _verification(setup, replayer, result, (before, bfloat16), scales, data, criterion)
 
 
 @dataclass
@@ -124,6 +128,10 @@ class _Setup:
         """Return the policies that the run was trained under."""
         return wanted_policies(self.model, replace(self.proposal, pins=(), default=default_policy(self.evidence)))[0]
 
+    def in_bfloat16(self) -> Mapping[str, str]:
+        """Return the policies of mixed_bfloat16 with nothing pinned."""
+        return wanted_policies(self.model, replace(self.proposal, pins=(), default="mixed_bfloat16"))[0]
+
     def set_reference(self, replayer: Replayer, data: ReplayData) -> None:
         """Replay in float32; what cannot follow keeps its policy and is left out."""
         policies = self._base | whole_model(self.model, "float32")
@@ -132,8 +140,8 @@ class _Setup:
             try:
                 replayer.set_reference(data.batches, policies)
                 break
-            except PrecScopeError:
-                raise
+            except PrecScopeError as error:
+                raise self._with_what_stays(error, replayer) from None
             except Exception:
                 failed = set(replayer.unflipped) - known
                 if not failed:
@@ -141,6 +149,14 @@ class _Setup:
                 policies = {name: policy for name, policy in policies.items() if name not in failed}
                 policies |= {name: self._base[name] for name in failed if name in self._base}
         self.note_unflipped(replayer)
+
+    def _with_what_stays(self, error: PrecScopeError, replayer: Replayer) -> PrecScopeError:
+        """Name the layers that compute in 16 bits in the reference too: they may be what is wrong with it."""
+        stays = self.left_out | replayer.unflipped
+        if not stays:
+            return error
+        reasons = "; ".join(f"{quoted(name)}: {reason}" for name, reason in list(stays.items())[:3])
+        return PrecScopeError(f"{error} Layers that cannot be flipped to float32 may be the cause: {reasons}.")
 
     def note_unflipped(self, replayer: Replayer) -> None:
         """Leave out layers whose outputs showed that they do not follow their policy."""
@@ -209,11 +225,10 @@ def _last_scale(evidence: Evidence) -> float | None:
 
 
 def _verification(
-    run: Run,
     setup: _Setup,
     replayer: Replayer,
     result: SearchResult[Measured],
-    before: Measured,
+    besides: tuple[Measured, Measured | None],
     scales: JudgedScales,
     data: ReplayData,
     criterion: Criterion,
@@ -237,8 +252,9 @@ def _verification(
         left_out=setup.left_out,
         batches=replayer.steps,
         weights=data.weights,
-        before=before,
+        before=besides[0],
         after=result.measured(pins) if proven else None,
+        bfloat16=besides[1],
         trials=len(result.trials),
         criterion=criterion,
         prices={name: prices[name] for name in settings},

@@ -23,8 +23,9 @@ __all__ = ["WINDOW", "FindingsLog", "LiveFinding"]
 
 #: How many of the last samples the rules look at.
 WINDOW = 16
-#: The share of one core that the rules may take: on a large model they run less often.
-_SHARE = 0.003
+#: The share of one core that the rules may take: on a large model they run less often. More of it, for once, where
+#: another layer is in trouble.
+_SHARE, _URGENT_SHARE = 0.002, 0.01
 #: So many findings that are over are kept.
 _MOST_PAST = 50
 
@@ -69,24 +70,29 @@ class FindingsLog:
         self._cpu_clock = cpu_clock
         self._found: dict[Key, LiveFinding] = {}
         self._samples = 0
-        self._next_s = 0.0
+        self._next_s = self._next_urgent_s = 0.0
+        self._trouble: str | None = None
 
-    def look(self, tail: RunTail, now_s: float, is_last: bool = False) -> bool:
+    def look(self, tail: RunTail, now_s: float, is_last: bool = False, trouble: str | None = None) -> bool:
         """Run the rules on the last samples if there are new ones and it is time; return whether they ran.
 
         Args:
             tail: The run.
             now_s: A monotonic time in seconds.
             is_last: Whether no sample will come any more, so that there is no sense in waiting.
+            trouble: Id of a layer that is in trouble, if any; where it is another than before, they run sooner.
         """
         samples = sum(worker.samples.seen for worker in tail.workers)
-        if samples == self._samples or (now_s < self._next_s and not is_last) or tail.is_behind:
+        is_urgent = trouble is not None and trouble != self._trouble
+        is_due = is_last or now_s >= (self._next_urgent_s if is_urgent else self._next_s)
+        if samples == self._samples or not is_due or tail.is_behind:
             return False
         start_s = self._cpu_clock()
         run = tail.recent_run(WINDOW)
         self._take(analyze(Evidence(run)), run.samples[-1].step)
-        self._samples = samples
-        self._next_s = now_s + (self._cpu_clock() - start_s) / _SHARE
+        self._samples, self._trouble = samples, trouble
+        took_s = self._cpu_clock() - start_s
+        self._next_s, self._next_urgent_s = now_s + took_s / _SHARE, now_s + took_s / _URGENT_SHARE
         return True
 
     def findings(self) -> tuple[LiveFinding, ...]:

@@ -22,6 +22,7 @@ __all__ = ["Gauge", "machine_gauges", "training_gauges"]
 
 #: So many devices have gauges of their own.
 _MOST_DEVICES = 4
+_WIDE_RANGE = 20
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,12 @@ def training_gauges(worker: WorkerTail, scaling: str | None) -> tuple[Gauge, ...
     loss = Series(tuple(sample.step for sample in samples), tuple(sample.loss for sample in samples))
     known = [value for value in loss.values if value is not None]
     is_bad = bool(known) and not math.isfinite(known[-1])
+    finite = [value for value in known if math.isfinite(value)]
+    # A loss that fell far shows no course any more on a straight scale.
+    is_wide = bool(finite) and 0 < _WIDE_RANGE * min(finite) < max(finite)
     first = f"from {significant(known[0])}" if len(known) > 1 else ""
-    gauges = [Gauge("loss", _last(loss, significant), loss, first, severity="error" if is_bad else None)]
+    kind: Literal["line", "logarithm"] = "logarithm" if is_wide else "line"
+    gauges = [Gauge("loss", _last(loss, significant), loss, first, kind, "error" if is_bad else None)]
     if scaling != "none":
         gauges.append(_loss_scale(worker))
         gauges.append(_skipped(worker))
@@ -107,8 +112,9 @@ def _step_time(stretches: Sequence[StepTimeRecord]) -> Gauge:
 
 def _host(samples: Sequence[DeviceSample]) -> list[Gauge]:
     last, used = samples[-1], _series(samples, lambda sample: sample.process_memory_bytes)
-    everyone = f"machine: {byte_size(last.memory_used_bytes)} of {byte_size(last.memory_total_bytes)}"
-    return [Gauge("memory", byte_size(last.process_memory_bytes), used, everyone)]
+    everyone, total = last.memory_used_bytes, last.memory_total_bytes
+    full = f"machine {percent(everyone / total)} full" if everyone is not None and total else ""
+    return [Gauge("memory", byte_size(last.process_memory_bytes), used, full)]
 
 
 def _gpu(name: str, samples: Sequence[DeviceSample]) -> list[Gauge]:

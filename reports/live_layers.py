@@ -41,7 +41,8 @@ class LayerNow:
     """One layer at the last sample.
 
     Attributes:
-        name: Its id, printable.
+        id: Its id.
+        name: The same, printable.
         type: Class name, printable.
         compute_dtype: dtype of its computation, printable.
         severity: How bad it is; None where nothing is wrong.
@@ -56,6 +57,7 @@ class LayerNow:
         rank: Sorts layers of several workers, worst first.
     """
 
+    id: str
     name: str
     type: str
     compute_dtype: str
@@ -79,6 +81,8 @@ class LayerWatch:
     def __init__(self, thresholds: Thresholds | None = None) -> None:
         self._thresholds = thresholds or Thresholds()
         self._records: tuple[LayerRecord, ...] = ()
+        self._layers: list[LayerRecord] = []
+        self._headroom = np.full((RECENT, 0), np.nan)
         self._tensors = 0
         self._last_sample = -1
         self._steps = np.full(RECENT, np.nan)
@@ -117,7 +121,7 @@ class LayerWatch:
 
     def _arrange(self, records: Sequence[LayerRecord], tensors: Sequence[TensorRecord]) -> None:
         """Lay out the arrays for these layers and tensors; what was known of a layer goes with it."""
-        old = dict(zip([layer.id for layer in self._layers], self._headroom.T, strict=True)) if self._tensors else {}
+        old = dict(zip([layer.id for layer in self._layers], self._headroom.T, strict=True))
         recorded = {tensor.layer for tensor in tensors}
         graph = LayerGraph(records)
         self._records, self._tensors = tuple(records), len(tensors)
@@ -145,7 +149,8 @@ class LayerWatch:
         is_output, is_gradient = self._is_output[columns] & is_known, self._is_gradient[columns] & is_known
         is_narrow = self._is_narrow[columns]
         counts = {name: scalars[name].astype(np.int64) for name in ("count", "zeros", "subnormals")}
-        bad = sum(scalars[name].astype(np.int64) for name in ("positive_infinities", "negative_infinities", "nans"))
+        infinities = scalars["positive_infinities"] + scalars["negative_infinities"]
+        bad = (infinities + scalars["nans"]).astype(np.int64)
         finite = counts["count"] - bad
         layers = len(self._layers)
         self._bad_outputs = _sums(layer_of, bad, is_output, layers)
@@ -178,6 +183,7 @@ class LayerWatch:
         headroom = None if math.isnan(now) else now
         seen = ~np.isnan(self._steps)
         return LayerNow(
+            id=layer.id,
             name=printable(layer.id),
             type=printable(layer.type),
             compute_dtype=printable(layer.compute_dtype),
@@ -185,7 +191,7 @@ class LayerWatch:
             headroom_bits=headroom,
             history=tuple(None if math.isnan(value) else float(value) for value in self._headroom[seen, row]),
             bits_per_1000_steps=slope,
-            overflow_step=end,
+            overflow_step=None if self._bad_outputs[row] else end,
             subnormal_share=None if math.isnan(share) else share,
             bad=int(self._bad_outputs[row] + self._bad_gradients[row]),
             rank=rank,

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from precscope.reports.palette import BOLD, FAINT, LINE, PLAIN, SEVERITIES
-from precscope.reports.terminal_live import STATE_SIGNS, fitted
 from precscope.reports.terminal_live_layers import compact_layer
+from precscope.reports.terminal_live_parts import STATE_SIGNS, fitted
 from precscope.reports.training_view import spark
 
 if TYPE_CHECKING:

@@ -1,9 +1,9 @@
 """The live view below what a training prints in the same terminal: lines at the bottom that do not scroll.
 
 The terminal's scroll region ends above them, as package managers do it for their progress bars: what the training
-prints, a progress bar that draws over itself included, goes on in the region as in a smaller terminal. The lines are drawn by a
-process of their own, so that the training pays nothing for them, and the terminal is as before even where the training
-is killed.
+prints, a progress bar that draws over itself included, goes on in the region as in a smaller terminal. The lines are
+drawn by a process of their own, so that the training pays nothing for them, and the terminal is as before even where
+the training is killed.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def _has_terminal(console: Console, pid: int) -> bool:
     """Tell whether the training is in the foreground: not stopped by Ctrl-Z, nor sent to the background."""
     try:
         return os.tcgetpgrp(console.file.fileno()) == os.getpgid(pid)
-    except OSError:
-        return False
+    except OSError:  # not the terminal that controls us, as in a container: nobody else gets it
+        return True
 
 
 def _log(source: LiveSource, console: Console, is_over: Callable[[], bool]) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.live import Live
 
-from precscope.reports.terminal_live import draw_frame
+from precscope.reports.terminal_live import layout_of, sections_of
 
 try:
     import termios
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from types import FrameType, TracebackType
 
     from rich.console import Console
+    from rich.layout import Layout
 
     from precscope.reports.live_view import LiveFrame
 
@@ -51,7 +52,9 @@ class LiveTerminal:
         self._console = console
         self._keyboard = keyboard if keyboard is not None and termios is not None and os.isatty(keyboard) else None
         self._signals: list[int] = []
-        self._shown: tuple[LiveFrame, int, int] | None = None
+        self._layout: Layout | None = None
+        self._shape: object = None
+        self._keys: dict[str, object] = {}
         self._stack = ExitStack()
         self._screen = ExitStack()
         self._wake = -1
@@ -77,14 +80,22 @@ class LiveTerminal:
         self._stack.close()
 
     def show(self, frame: LiveFrame) -> None:
-        """Draw the frame, unless the terminal shows it already."""
+        """Draw what differs from what the terminal shows."""
         width, height = self._console.size
-        if self._shown == (frame, width, height):
-            return
-        if self._shown is not None and self._shown[1:] != (width, height):
+        rows = sections_of(frame, width, height)
+        sections = [section for row in rows for section in row if section.rows]
+        shape = width, height, [(section.name, section.rows) for section in sections]
+        if self._layout is None or self._shape != shape:
+            self._layout, self._shape = layout_of(rows), shape
             self._console.clear()
-        self._shown = (frame, width, height)
-        self._live.update(draw_frame(frame, width, height), refresh=True)
+            self._live.update(self._layout, refresh=True)
+        else:
+            with self._console:  # one write for all of them
+                for section in sections:
+                    if self._keys[section.name] != section.key:
+                        self._layout[section.name].update(section.render())
+                        self._layout.refresh_screen(self._console, section.name)
+        self._keys = {section.name: section.key for section in sections}
 
     def wait(self, seconds: float) -> bool:
         """Wait for so long, or until something happens; return whether the view is to end."""
@@ -125,7 +136,7 @@ class LiveTerminal:
         handler = signal.signal(signal.SIGTSTP, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGTSTP)
         signal.signal(signal.SIGTSTP, handler)
-        self._shown = None
+        self._layout = None
         self._open_screen()
 
     def _catch_signals(self, stack: ExitStack) -> None:

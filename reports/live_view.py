@@ -6,11 +6,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from precscope.advice.origin_account import main_origin, origin_sentence
 from precscope.advice.wording import counted
 from precscope.errors import PrecScopeError
 from precscope.reports.live_findings import FindingsLog, LiveFinding
 from precscope.reports.live_gauges import Gauge, machine_gauges, training_gauges
 from precscope.reports.live_layers import LayerNow, LayerWatch
+from precscope.reports.live_pictures import LayerPictures, PictureBook
 from precscope.reports.run_view import cost_in_words, model_line
 from precscope.reports.text import duration, percent, printable
 
@@ -33,6 +35,7 @@ _STATES = {
     "killed": "killed after",
 }
 _MOST_NOTICES = 3
+_PACE_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -46,10 +49,14 @@ class LiveFrame:
         problem: Why the run cannot be read at the moment, or what ended it.
         model: The model in a line.
         step: The newest train step that is known of, from 0.
+        steps_per_s: Steps in a second of wall-clock time over the last few seconds, validation and all; None where
+            they are not known, or over.
         training: Loss, loss scale and skipped steps.
         machine: Step time, memory and power.
         layers: The worst layers at the last sample.
+        pictures: Where the values of the first of them lie, in the same order; None where that was not read.
         layers_total: How many layers are recorded.
+        origin: Where finite values first turned into infinities or NaN, in words; None where none did.
         findings: What the rules found, worst first.
         notices: What the session had to say, warnings and worse, the latest first.
         sampling: How often steps were sampled, and when last.
@@ -62,10 +69,13 @@ class LiveFrame:
     problem: str | None = None
     model: str = ""
     step: int | None = None
+    steps_per_s: float | None = None
     training: tuple[Gauge, ...] = ()
     machine: tuple[Gauge, ...] = ()
     layers: tuple[LayerNow, ...] = ()
+    pictures: tuple[LayerPictures | None, ...] = ()
     layers_total: int = 0
+    origin: str | None = None
     findings: tuple[LiveFinding, ...] = ()
     notices: tuple[tuple[Severity, str], ...] = ()
     sampling: str = ""
@@ -90,7 +100,7 @@ class LiveSource:
         clock: Callable[[], float] = time.monotonic,
         wall_clock: Callable[[], float] = time.time,
         cpu_clock: Callable[[], float] = time.process_time,
-        layers: int = 100,
+        layers: int = 60,
     ) -> None:
         self._tail = tail
         self._clock = clock
@@ -135,15 +145,25 @@ class LiveSource:
     def _start_anew(self) -> None:
         self._watches: dict[str, LayerWatch] = {}
         self._log = FindingsLog(self._cpu_clock)
+        self._book = PictureBook(self._cpu_clock)
         self._layers: tuple[LayerNow, ...] = ()
+        self._training: tuple[Gauge, ...] = ()
+        self._machine: tuple[Gauge, ...] = ()
 
     def _take(self, changed: bool) -> None:
-        for worker in self._tail.workers if changed else ():
+        record, workers = self._tail.record, self._tail.workers
+        if changed and record is not None and workers:
+            self._training = training_gauges(workers[0], record.model.get("loss_scaling"))
+            self._machine = machine_gauges(workers)
+        for worker in workers if changed else ():
             self._watches.setdefault(worker.path.name, LayerWatch()).take(worker)
         if any(worker.fresh for worker in self._tail.workers):
             self._layers = self._worst_layers()
+        now_s, is_last = self._clock(), self.has_ended
         try:
-            self._log.look(self._tail, self._clock(), is_last=self.has_ended)
+            self._book.look(self._tail, [layer.id for layer in self._layers], now_s, is_last)
+            trouble = next((layer.id for layer in self._layers[:1] if layer.severity == "error"), None)
+            self._log.look(self._tail, now_s, is_last, trouble)
         except PrecScopeError as error:
             self._problem = printable(" ".join(str(error).split()))
 
@@ -152,7 +172,7 @@ class LiveSource:
         rows = [row for watch in self._watches.values() for row in watch.rows(self._most_layers)]
         worst: dict[str, LayerNow] = {}
         for row in sorted(rows, key=lambda row: row.rank):
-            worst.setdefault(row.name, row)
+            worst.setdefault(row.id, row)
         return tuple(worst.values())[: self._most_layers]
 
     def _frame(self) -> LiveFrame:
@@ -165,14 +185,17 @@ class LiveSource:
         return LiveFrame(
             name=printable(tail.path.name),
             state=status,
-            state_text=f"{_STATES[status]} {duration(took_s)}",
+            state_text=f"{_STATES[status]} {_whole(took_s)}",
             problem=self._problem or error,
             model=model_line(record.model),
             step=_newest_step(main),
-            training=() if main is None else training_gauges(main, record.model.get("loss_scaling")),
-            machine=machine_gauges(tail.workers),
+            steps_per_s=_pace(main) if main is not None and status == "running" else None,
+            training=self._training,
+            machine=self._machine,
             layers=self._layers,
+            pictures=tuple(self._book.of(layer.id) for layer in self._layers),
             layers_total=max((watch.layers for watch in self._watches.values()), default=0),
+            origin=_origin(tail.workers),
             findings=self._log.findings(),
             notices=_notices(tail.workers),
             sampling="" if main is None else self._sampling(main),
@@ -200,8 +223,13 @@ class LiveSource:
             return ", ".join(part for part in ("no step sampled yet", rule) if part)
         ago = ""
         if self._tail.status == "running":
-            ago = f" {duration(max(self._wall_clock() - last.time_unix_s, 0.0))} ago"
-        parts = [counted(worker.samples.seen, "sample"), rule, f"the last at step {last.step:,}{ago}"]
+            age_s = self._wall_clock() - last.time_unix_s
+            ago = " just now" if age_s < 1 else f" {_whole(age_s)} ago"
+        parts = [
+            counted(worker.samples.seen, "sample"),
+            rule,
+            f"the last at step {last.step:,}" + (f",{ago}" if ago else ""),
+        ]
         return ", ".join(part for part in parts if part)
 
     def _cost(self, worker: WorkerTail, took_s: float) -> str:
@@ -212,16 +240,34 @@ class LiveSource:
         return f"{cost.total}{of_run}: {', '.join(cost.parts)}"
 
 
+def _whole(seconds: float) -> str:
+    """Return a duration in whole seconds: a frame that says the same need not be drawn again."""
+    return duration(int(seconds)) if seconds >= 1 else "0 s"
+
+
 def _newest_step(worker: WorkerTail | None) -> int | None:
     if worker is None:
         return None
     sample, look, stretch = worker.samples.last, worker.loss_scales.last, worker.step_times.last
+    progress = worker.progress.last
     steps = [
         None if sample is None else sample.step,
         None if look is None else look.step - 1,  # a look counts the steps before it
         None if stretch is None else stretch.first_step + stretch.steps - 1,
+        None if progress is None else progress.step - 1,
     ]
     return max((step for step in steps if step is not None and step >= 0), default=None)
+
+
+def _pace(worker: WorkerTail) -> float | None:
+    """Return the steps in a second, over the last `_PACE_S` seconds that were followed."""
+    last, looks = worker.progress.last, worker.progress.items()
+    first = next(
+        (look for look in reversed(looks) if last is not None and last.time_unix_s - look.time_unix_s >= _PACE_S), None
+    )
+    if last is None or first is None or last.step < first.step:
+        return None
+    return (last.step - first.step) / (last.time_unix_s - first.time_unix_s)
 
 
 def _last_sign(worker: WorkerTail) -> float:
@@ -229,6 +275,11 @@ def _last_sign(worker: WorkerTail) -> float:
     looks = [series.last for series in worker.device_samples.values()]
     times = [look.time_unix_s for look in looks if look is not None]
     return max([*times, worker.samples.last.time_unix_s if worker.samples.last else 0.0])
+
+
+def _origin(workers: Sequence[WorkerTail]) -> str | None:
+    origin = main_origin([origin for worker in workers for origin in worker.origins])
+    return None if origin is None else printable(origin_sentence(origin))
 
 
 def _notices(workers: Sequence[WorkerTail]) -> tuple[tuple[Severity, str], ...]:

@@ -54,6 +54,8 @@ def _rows(proof: Verification) -> Iterator[tuple[str, str]]:
         of = f"farthest off: {quoted(worst.worst_variable)}, {_digits(worst.worst_cosine)}"
         yield "", f"{of} (needs {proof.criterion.variable_cosine:g})"
     yield "loss scale", _scales(proof)
+    if proof.bfloat16 is not None:
+        yield "instead", f"mixed_bfloat16 with nothing pinned: {_cosine(proof.bfloat16)} ({needed})"
     yield from _prices(proof)
     yield "replayed", _replayed(proof)
     for name, reason in list(proof.left_out.items())[:_MOST_LEFT_OUT]:

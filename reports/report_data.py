@@ -1,20 +1,31 @@
-"""The report as data for other programs; docs/report_format.md says what each field means."""
+"""The report as data for other programs, gathered from a run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from precscope.advice import analyze
 from precscope.advice.actions import advise
 from precscope.advice.loss_scale_account import loss_scale_account
 from precscope.advice.proposal import policy_of_evidence
-from precscope.advice.verdict import Verdict, give_verdict
+from precscope.advice.verdict import give_verdict
 from precscope.reports.layer_figures import LayerFigures, layer_figures
 from precscope.reports.layer_order import ORDERS, is_known, sort_layers
 from precscope.reports.layer_rows import layer_severities, matching
 from precscope.reports.policy_text import policy_text
 from precscope.reports.reference_view import ReferenceView, reference_view
+from precscope.reports.report_records import (
+    CostData,
+    FindingData,
+    LossScaleData,
+    OriginData,
+    ProofData,
+    ReportData,
+    RunData,
+    SkipData,
+    TimeData,
+)
 from precscope.run_summary import RunSummary, summarize
 from precscope.scale_curve import scale_curve
 
@@ -22,119 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from precscope.advice import Evidence, Finding, Number
-    from precscope.advice.finding import Action, Confidence, Severity
-    from precscope.advice.loss_scale_verdict import Cause
-    from precscope.layer_time import LayerTime
     from precscope.reader import Run
-    from precscope.records import CostRecord, NoticeRecord
+    from precscope.verification import Verification
 
-__all__ = ["FORMAT", "VERSION", "ReportData", "report_data"]
+__all__ = ["FORMAT", "VERSION", "report_data"]
 
 FORMAT, VERSION = "precscope-report", 1
-
-
-@dataclass(frozen=True)
-class RunData:
-    """The run's record and where it lies."""
-
-    name: str
-    path: str
-    status: str
-    error: str | None
-    started_unix_s: float
-    ended_unix_s: float | None
-    model: dict[str, Any]
-    software: dict[str, str]
-    hardware: dict[str, Any]
-    options: dict[str, Any]
-
-
-@dataclass(frozen=True)
-class FindingData:
-    """A finding; each of its numbers has a value, a threshold and a unit."""
-
-    id: str
-    layer: str | None
-    severity: Severity
-    confidence: Confidence
-    sentence: str
-    numbers: dict[str, dict[str, Any]]
-    action: Action
-    advice: str | None
-    consumers: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class SkipData:
-    """A stretch of skipped steps; see `SkippedStretch`."""
-
-    earliest_step: int
-    latest_step: int
-    exact: bool
-    skipped: int
-    loss_scale_before: float | None
-    loss_scale_after: float | None
-    cause: Cause
-    fault: bool
-
-
-@dataclass(frozen=True)
-class LossScaleData:
-    """What the loss scale does; None where it is not known."""
-
-    scaling: str | None
-    level: str | None
-    sentence: str | None
-    last: float | None
-    lowest: float | None
-    steps_seen: int
-    steps_skipped: int | None
-    sampled_only: bool
-    skips: tuple[SkipData, ...]
-    headroom_bits: float | None
-    best_fixed: float | None
-    limiting_layer: str | None
-
-
-@dataclass(frozen=True)
-class TimeData:
-    """Step time, and device time by layer and part in the profiled window."""
-
-    batch: int | None
-    step_time_ms: dict[str, Any] | None
-    steps_timed: int
-    examples_per_s: float | None
-    profiled_first_step: int | None
-    profiled_steps: int | None
-    parts: tuple[LayerTime, ...]
-
-
-@dataclass(frozen=True)
-class CostData:
-    """What PrecScope cost: in all, as a share of the run's time (None while it runs), and by part."""
-
-    time_ns: int
-    share: float | None
-    parts: tuple[CostRecord, ...]
-
-
-@dataclass(frozen=True)
-class ReportData:
-    """All that a report says; NaN and infinities are as the run has them."""
-
-    run: RunData
-    verdict: Verdict
-    policy: str | None
-    findings: tuple[FindingData, ...]
-    order: str
-    layers: tuple[LayerFigures, ...]
-    loss: dict[str, Any]
-    loss_scale: LossScaleData
-    time: TimeData
-    memory_bytes: dict[str, int]
-    reference: dict[str, Any] | None
-    notices: tuple[NoticeRecord, ...]
-    cost: CostData
 
 
 def report_data(evidence: Evidence, pattern: str | None = None, sort: str = "harm") -> ReportData:
@@ -152,6 +56,11 @@ def report_data(evidence: Evidence, pattern: str | None = None, sort: str = "har
         run=_run(run),
         verdict=verdict,
         policy=policy_text(policy_of_evidence(evidence, findings)),
+        proof=_proof(run.verification),
+        origins=tuple(
+            OriginData(**{field.name: getattr(origin, field.name) for field in fields(OriginData)})
+            for origin in run.origins
+        ),
         findings=tuple(map(_finding, findings)),
         order=order,
         layers=tuple(_by_harm(layers, findings) if order == "harm" else sort_layers(layers, ORDERS[order])),
@@ -178,6 +87,22 @@ def _run(run: Run) -> RunData:
         software=record.software,
         hardware=record.hardware,
         options=record.options,
+    )
+
+
+def _proof(found: Verification | None) -> ProofData | None:
+    if found is None:
+        return None
+    return ProofData(
+        proven=found.proven,
+        minimal=found.is_minimal,
+        default=found.default,
+        keep_float32=found.pins,
+        cosine_before=found.before.worst.cosine,
+        cosine_after=None if found.after is None else found.after.worst.cosine,
+        least_cosine=found.criterion.gradient_cosine,
+        batches=len(found.batches),
+        device=found.device,
     )
 
 
@@ -259,10 +184,16 @@ def _time(run: Run, summary: RunSummary) -> TimeData:
 def _reference(view: ReferenceView | None) -> dict[str, Any] | None:
     if view is None:
         return None
-    names = ("kind", "relative_error", "own_relative_error", "flushed_share", "overflowed", "sqnr_db", "cosine")
+    names = (
+        *("kind", "tensor", "relative_error", "own_relative_error", "inherited_relative_error"),
+        *("flushed_share", "own_flushed_share", "overflowed", "own_overflowed", "sqnr_db", "cosine"),
+    )
     return {
         "step": view.step,
         "steps": view.steps,
+        "moment": view.moment,
+        "loss_scale": view.loss_scale,
+        "left_out": view.left_out,
         "examples": view.examples,
         "batch": view.batch,
         "loss_float32": view.loss_reference,

@@ -22,7 +22,7 @@ from precscope.reports.time_view import milliseconds
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from precscope.reports.report_data import ReportData
+    from precscope.reports.report_records import ReportData
 
 __all__ = ["RENDERERS", "as_csv", "as_json", "as_markdown", "as_yaml"]
 

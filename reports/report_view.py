@@ -16,6 +16,7 @@ from precscope.advice.wording import listed, plain, quoted, share
 from precscope.reports.layer_figures import layer_figures
 from precscope.reports.layer_order import ORDERS, is_known, sort_layers
 from precscope.reports.layer_rows import LayerRow, layer_rows, matching
+from precscope.reports.origin_view import OriginView, origin_view
 from precscope.reports.policy_text import policy_text
 from precscope.reports.proof_view import ProofView, proof_view
 from precscope.reports.reference_view import ReferenceView, reference_view
@@ -80,6 +81,7 @@ class ReportView:
         time: Time and memory; None where they were not measured yet when the run was recorded.
         loss_scale: What the loss scale does and why steps were skipped; None where the loss has no use for one.
         curve: The loss scale against what it costs; None where no float16 gradient was recorded.
+        origin: Where the run turned non-finite; None where nothing did, as far as was seen.
         proof: What replaying batches showed; None where that was not tried.
         policy: The policy to copy; None where no layer needs float32.
         reference: The last reference step; None where none was taken.
@@ -99,6 +101,7 @@ class ReportView:
     time: TimeView | None = None
     loss_scale: LossScaleAccount | None = None
     curve: ScaleCurve | None = None
+    origin: OriginView | None = None
     proof: ProofView | None = None
     policy: str | None = None
     reference: ReferenceView | None = None
@@ -141,6 +144,7 @@ def report_view(
         time=time_view(evidence.run, None if pattern is None else {layer.id for layer in layers}),
         loss_scale=loss_scale_account(evidence),
         curve=scale_curve(evidence.run),
+        origin=origin_view(evidence),
         proof=proof_view(evidence.run.verification),
         policy=policy_text(policy_of_evidence(evidence, findings)),
         reference=reference_view(evidence.run, None if pattern is None else {layer.id for layer in layers}),

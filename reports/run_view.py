@@ -36,6 +36,8 @@ _COSTS = {
     "tripwire": "tripwire",
     "profiler": "op profiler",
     "device": "device sampling",
+    "reference": "reference steps",
+    "reference_compile": "tracing reference steps",
 }
 _LOSS_SCALING = {"dynamic": "dynamic loss scale", "static": "fixed loss scale", "none": "no loss scale"}
 
@@ -132,7 +134,15 @@ def _model(model: dict[str, Any]) -> Sequence[str | None]:
         f"{parameters:,} parameters" if isinstance(parameters, int) else None,
         model.get("dtype_policy"),
         f"{optimizer} with {scaling}" if optimizer and scaling else optimizer,
+        _replicas(model),
     ]
+
+
+def _replicas(model: dict[str, Any]) -> str | None:
+    replicas, workers = model.get("replicas") or 1, model.get("workers") or 1
+    if replicas < 2:
+        return None
+    return f"{replicas:,} replicas" + (f" on {workers:,} workers" if workers > 1 else "")
 
 
 def _hardware(hardware: dict[str, Any]) -> Sequence[str | None]:

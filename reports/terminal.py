@@ -13,6 +13,7 @@ from precscope.formats import FORMATS
 from precscope.reports.palette import BOLD, FAINT, LEVELS, PLAIN, SEVERITIES
 from precscope.reports.report_view import FindingView, ReportView, report_view
 from precscope.reports.terminal_lines import heading, note, paragraph
+from precscope.reports.terminal_origin import origin_section
 from precscope.reports.terminal_proof import proof_lines
 from precscope.reports.terminal_reference import reference_errors
 from precscope.reports.terminal_table import layer_table
@@ -31,6 +32,7 @@ __all__ = ["print_report", "render_report"]
 # What stands on one screen. The rest is a matter of `--all`.
 _MOST_LAYERS, _MOST_FINDINGS, _MOST_NOTICES, _MOST_POLICY = 6, 4, 2, 6
 _WIDEST = 120
+_POLICY_FILE = "# Or as a file: precscope policy RUN_DIR -o policy.yaml"
 
 
 def print_report(
@@ -57,6 +59,7 @@ def render_report(view: ReportView, width: int, *, show_all: bool = False) -> It
     """Yield the report's lines, at most `width` columns wide. The page has its sections in the same order."""
     yield from _title(view, width)
     yield from _verdict(view, width)
+    yield from origin_section(view.origin, width, show_all)
     yield from proof_lines(view.proof, width)
     yield from _policy(view, width, show_all)
     yield from _findings(view, width, show_all)
@@ -86,19 +89,26 @@ def _verdict(view: ReportView, width: int) -> Iterator[Text]:
     if view.loss_scale is not None:
         scale = Text(printable(view.loss_scale.sentence))
         yield from paragraph(scale, width, Text.assemble(bar, "  "))
+    if view.origin is not None and not view.origin.is_healthy:
+        yield from paragraph(Text(view.origin.sentence), width, Text.assemble(bar, "  "))
     yield from paragraph(Text(printable(view.verdict.basis), FAINT), width, Text.assemble(bar, "  "))
 
 
 def _policy(view: ReportView, width: int, show_all: bool) -> Iterator[Text]:
     if view.policy is None:
         return
-    lines = view.policy.splitlines()
+    layers, _, how = view.policy.partition("\n\n")
+    lines = layers.splitlines()
     shown = lines if show_all or len(lines) <= _MOST_POLICY else lines[: _MOST_POLICY - 1]
     yield from heading("Policy to copy", width)
     for line in shown:
         yield Text(cut(line, width))
     if len(shown) < len(lines):
-        yield Text(f"# and {len(lines) - len(shown)} more: --all", FAINT)
+        yield Text(f"# and {counted(len(lines) - len(shown), 'more layer')}: --all", FAINT)
+    if show_all:
+        yield Text()
+    for line in how.splitlines() if show_all else [_POLICY_FILE]:
+        yield Text(cut(line, width), PLAIN if show_all else FAINT)
 
 
 def _findings(view: ReportView, width: int, show_all: bool) -> Iterator[Text]:

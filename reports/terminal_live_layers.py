@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import math
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from precscope.reports.palette import BOLD, FAINT, LINE, PLAIN, SEVERITIES
+from precscope.reports.exponent_picture import Cell, axis_ticks, picture_width
+from precscope.reports.palette import BANDS, BOLD, FAINT, LINE, PLAIN, SEVERITIES
 from precscope.reports.text import ABSENT, bits, compact, percent, shorten
 from precscope.worker_tail import RECENT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from precscope.reports.live_layers import LayerNow
+    from precscope.reports.live_pictures import LayerPictures
 
-__all__ = ["compact_layer", "live_layers"]
+__all__ = ["compact_layer", "live_layers", "rows_of_layers"]
 
 #: A block says how much headroom there was: below 1 bit (an error), 2 (a warning), 4, 8, 12, or more.
 _LEVELS = ((1.0, "▁", SEVERITIES["error"][1]), (2.0, "▂", SEVERITIES["warning"][1]), (4.0, "▃", LINE))
 _HIGHER = ((8.0, "▄"), (12.0, "▅"), (math.inf, "▆"))
 _HEADROOM, _TREND, _END, _SUBNORMAL, _BAD = 8, 8, 11, 6, 7
 _WIDE_FROM = 100
+#: The line of pictures: two octaves to a cell, as the pictures are drawn.
+_OCTAVES = 2
+_OUTPUT, _GRADIENT = "    output ", "   gradient "
 
 
-def live_layers(layers: Sequence[LayerNow], width: int) -> Iterator[Text]:
-    """Yield a header and a line for each layer, `width` columns wide."""
+def rows_of_layers(layers: int, with_pictures: bool) -> int:
+    """Return how many rows so many layers take, the header among them."""
+    return layers * (2 if with_pictures else 1) + (2 if with_pictures else 1) if layers else 0
+
+
+def live_layers(
+    layers: Sequence[LayerNow], width: int, pictures: Sequence[LayerPictures | None] | None = None
+) -> Iterator[Text]:
+    """Yield a header and a line for each layer, `width` columns wide; with `pictures`, a line of them below each."""
     if not layers:
         return
     is_wide = width >= _WIDE_FROM
@@ -35,7 +48,9 @@ def live_layers(layers: Sequence[LayerNow], width: int) -> Iterator[Text]:
     name = width - sum(widths) - len(widths)
     heads = ["headroom", f"{history} samples", "bits/1k", *(["overflow at"] if is_wide else []), "subn.", "inf/NaN"]
     yield _line(Text("  layer", FAINT), [Text(head, FAINT) for head in heads], name, widths)
-    for layer in layers:
+    if pictures is not None:
+        yield _axes(layers)
+    for place, layer in enumerate(layers):
         cells = [
             Text(bits(layer.headroom_bits), _style(layer, PLAIN)),
             _history(layer, history),
@@ -45,6 +60,8 @@ def live_layers(layers: Sequence[LayerNow], width: int) -> Iterator[Text]:
             Text(compact(layer.bad), _style(layer, PLAIN) if layer.bad else FAINT),
         ]
         yield _line(_name(layer, name), cells, name, widths)
+        if pictures is not None:
+            yield _pictures(pictures[place] if place < len(pictures) else None)
 
 
 def compact_layer(layer: LayerNow, width: int) -> Text:
@@ -53,6 +70,37 @@ def compact_layer(layer: LayerNow, width: int) -> Text:
     sign, style = SEVERITIES[layer.severity] if layer.severity else (" ", PLAIN)
     name = shorten(layer.name, max(width - len(state) - 3, 8))
     return Text.assemble((f"{sign} ", style), (name, BOLD), (f" {state}", _style(layer, PLAIN)))
+
+
+def _axes(layers: Sequence[LayerNow]) -> Text:
+    ticks = axis_ticks(_OCTAVES, in_float16=any(layer.compute_dtype == "float16" for layer in layers))
+    return Text(f"{'':{len(_OUTPUT)}}{ticks}{'':{len(_GRADIENT)}}{ticks}".rstrip(), FAINT)
+
+
+def _pictures(pictures: LayerPictures | None) -> Text:
+    if pictures is None:
+        return Text(f"{_OUTPUT}not read yet", FAINT)
+    output = _picture(pictures.output)
+    output.pad_right(picture_width(_OCTAVES) - output.cell_len)
+    line = Text.assemble((_OUTPUT, FAINT), output, (_GRADIENT, FAINT), _picture(pictures.gradient))
+    line.rstrip()
+    return line
+
+
+def _picture(cells: Sequence[Cell] | None) -> Text:
+    if cells is None:
+        return Text(ABSENT, FAINT)
+    if not cells:
+        return Text("nothing finite", BANDS["overflow"])
+    return _grouped((cell.glyph, BANDS[cell.band]) for cell in cells)
+
+
+def _grouped(cells: Iterable[tuple[str, str]]) -> Text:
+    """Return characters, each with its style, as few spans: that is what drawing takes time for."""
+    text = Text()
+    for style, run in groupby(cells, key=lambda cell: cell[1]):
+        text.append("".join(glyph for glyph, _ in run), style)
+    return text
 
 
 def _line(name: Text, cells: Sequence[Text], name_width: int, widths: Sequence[int]) -> Text:
@@ -76,10 +124,7 @@ def _name(layer: LayerNow, room: int) -> Text:
 
 
 def _history(layer: LayerNow, room: int) -> Text:
-    text = Text()
-    for value in layer.history[-room:]:
-        text.append(*_block(value))
-    return text
+    return _grouped(map(_block, layer.history[-room:]))
 
 
 def _block(headroom: float | None) -> tuple[str, str]:

@@ -1,4 +1,4 @@
-"""The last reference step in the terminal: how far each tensor is from float32, and what its layer adds itself."""
+"""The last reference step in the terminal: a line about it, and the tensors with the largest own errors."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
-from precscope.reports.palette import BOLD, FAINT
+from precscope.reports.names import fit_names
+from precscope.reports.palette import BOLD, FAINT, SEVERITIES
+from precscope.reports.reference_view import worst_first
 from precscope.reports.terminal_lines import heading, note
-from precscope.reports.text import compact, percent, shorten, significant
+from precscope.reports.text import ABSENT, compact, percent, shorten, significant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,61 +19,60 @@ if TYPE_CHECKING:
 
 __all__ = ["reference_errors"]
 
-_MOST_ROWS = 4
-_KIND, _ERROR, _SHARE, _COUNT, _COSINE = 15, 9, 7, 8, 7
-_LEAST_NAME, _MOST_NAME = 10, 50
+_MOST = 6
+_LEAST_NAME, _MOST_NAME, _TENSOR, _NUMBER = 12, 40, 18, 9
+#: Columns from the left; the last ones are left out where there is no room.
+_HEADS = ("own error", "own flush", "own ovfl.", "whole", "cosine", "inherited")
 
 
 def reference_errors(view: ReferenceView | None, width: int, show_all: bool) -> Iterator[Text]:
-    """Yield the section's lines, the layers that add most first; all of them with `show_all`."""
+    """Yield the section's lines; all tensors with `show_all`."""
     if view is None:
         return
-    rows = sorted(view.rows, key=_harm, reverse=True)
-    shown = rows if show_all else rows[:_MOST_ROWS]
-    aside = f"{len(shown)} of {len(rows)} shown · --all" if len(shown) < len(rows) else f"{len(rows)}"
-    yield from heading("Errors against float32, largest own first", width, aside)
-    yield from note("step", Text(_facts(view), FAINT), width)
-    if shown:
-        yield from _table(shown, width)
+    shown = worst_first(view.rows)[: None if show_all else _MOST]
+    aside = f"{len(shown)} of {len(view.rows)} tensors shown · --all" if len(shown) < len(view.rows) else ""
+    yield from heading("Against float32, largest own error first", width, aside)
+    yield from note("measured", Text(_lead(view), FAINT), width)
+    for reason in view.left_out:
+        text = Text.assemble((reason, SEVERITIES["warning"][1]), (": its reference is less than float32", FAINT))
+        yield from note("left out", text, width)
+    yield from _table(shown, width)
 
 
-def _harm(row: ReferenceRow) -> tuple[float, float]:
-    own, whole = row.own_relative_error, row.relative_error
-    return (-1.0 if own is None else own, -1.0 if whole is None else whole)
-
-
-def _facts(view: ReferenceView) -> str:
-    parts = [f"{view.step:,}" + (f", the last of {view.steps:,} reference steps" if view.steps > 1 else "")]
-    if view.examples is not None:
-        of_batch = "" if view.batch is None else f" of the batch's {view.batch:,}"
-        parts.append(f"{view.examples:,}{of_batch} examples")
-    if view.loss_reference is not None and view.loss_policy is not None:
-        losses = (significant(view.loss_reference), significant(view.loss_policy))
-        parts.append(f"loss {losses[0]} in float32, {losses[1]} in the run's policy")
-    return " · ".join(parts)
+def _lead(view: ReferenceView) -> str:
+    examples = ""
+    if view.examples is not None and view.batch is not None and view.examples < view.batch:
+        examples = f", on {view.examples:,} of {view.batch:,} examples, for more did not fit into memory"
+    losses = ""
+    if view.losses is not None:
+        losses = f" Loss {view.losses}."
+    return (
+        f"step {view.step:,}, {view.moment}{examples}: the same batch in float32 and in the training's policy, at loss "
+        f"scale {significant(view.loss_scale)}.{losses} Random numbers {view.random}."
+    )
 
 
 def _table(rows: list[ReferenceRow], width: int) -> Iterator[Text]:
-    rest = _KIND + 2 * _ERROR + _SHARE + _COUNT + _COSINE + 6
-    name = min(max(_LEAST_NAME, width - rest), _MOST_NAME)
-    heads = ("layer", "values", "own error", "error", "flushed", "overflow", "cosine")
-    yield _line(name, *(Text(head, FAINT) for head in heads))
-    for row in rows:
-        yield _line(
-            name,
-            Text(shorten(row.name, name), BOLD),
-            Text(row.kind.replace("_", " "), FAINT),
-            Text(significant(row.own_relative_error)),
-            Text(significant(row.relative_error)),
-            Text(percent(row.flushed_share)),
-            Text(compact(row.overflowed)),
-            Text("–" if row.cosine is None else f"{row.cosine:.4f}"),
+    columns = min(len(_HEADS), (width - _LEAST_NAME - _TENSOR - 2) // (_NUMBER + 1))
+    name = min(_MOST_NAME, width - _TENSOR - 2 - columns * (_NUMBER + 1))
+    yield Text.assemble(
+        (f"{'layer':<{name}}  {'tensor':<{_TENSOR}}", FAINT),
+        *((f" {head:>{_NUMBER}}", FAINT) for head in _HEADS[:columns]),
+    )
+    for row, short in zip(rows, fit_names([row.name for row in rows], name), strict=True):
+        numbers = (
+            significant(row.own_relative_error),
+            percent(row.own_flushed_share),
+            ABSENT if row.own_overflowed is None else compact(row.own_overflowed),
+            significant(row.relative_error),
+            significant(row.cosine),
+            significant(row.inherited_relative_error),
         )
-
-
-def _line(name_width: int, name: Text, kind: Text, *numbers: Text) -> Text:
-    name.pad_right(name_width - name.cell_len)
-    kind.pad_right(_KIND - kind.cell_len)
-    for number, width in zip(numbers, (_ERROR, _ERROR, _SHARE, _COUNT, _COSINE), strict=True):
-        number.pad_left(width - number.cell_len)
-    return Text(" ").join([name, kind, *numbers])
+        style = FAINT if row.is_negligible else ""
+        line = Text.assemble(
+            (f"{short:<{name}}", style or BOLD),
+            (f"  {shorten(row.tensor, _TENSOR):<{_TENSOR}}", style),
+            *((f" {number:>{_NUMBER}}", style) for number in numbers[:columns]),
+        )
+        line.rstrip()
+        yield line

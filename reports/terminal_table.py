@@ -9,8 +9,9 @@ from rich.text import Text
 
 from precscope.formats import FORMATS
 from precscope.reports.exponent_picture import Cell, axis_names, axis_ticks, draw, picture_width
+from precscope.reports.names import fit_names
 from precscope.reports.palette import BANDS, BOLD, FAINT, PLAIN, SEVERITIES
-from precscope.reports.text import bits, compact, cut, percent, shorten
+from precscope.reports.text import bits, compact, cut, percent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -51,8 +52,9 @@ def layer_table(rows: Sequence[LayerRow], width: int, measure: str = "") -> Iter
     columns = _Columns(max(_LEAST_NAME, width - rest), octaves)
     in_float16 = any(tensor.dtype == "float16" for row in rows for tensor in row.tensors)
     yield from _header(columns, in_float16, measure or "inf/NaN")
-    for row in rows:
-        yield from _layer(row, columns)
+    names = fit_names([row.name for row in rows], columns.name - 2)
+    for row, name in zip(rows, names, strict=True):
+        yield from _layer(row, name, columns)
 
 
 def _header(columns: _Columns, in_float16: bool, last: str) -> Iterator[Text]:
@@ -64,9 +66,9 @@ def _header(columns: _Columns, in_float16: bool, last: str) -> Iterator[Text]:
         yield columns.line(Text(), Text(), ticks)
 
 
-def _layer(row: LayerRow, columns: _Columns) -> Iterator[Text]:
+def _layer(row: LayerRow, short: str, columns: _Columns) -> Iterator[Text]:
     sign = SEVERITIES[row.severity][0] if row.severity else " "
-    name = Text.assemble((f"{sign} ", _style(row.severity, PLAIN)), (shorten(row.name, columns.name - 2), BOLD))
+    name = Text.assemble((f"{sign} ", _style(row.severity, PLAIN)), (short, BOLD))
     type_name = cut(row.type, max(1, columns.name - len(row.compute_dtype) - 3))
     kind = Text(f"  {type_name} {row.compute_dtype}", FAINT)
     names = [name, kind] + [Text() for _ in row.tensors[2:]]

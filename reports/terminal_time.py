@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from precscope.reports.names import fit_names
 from precscope.reports.palette import BOLD, FAINT, PLAIN
 from precscope.reports.terminal_lines import heading, note
-from precscope.reports.text import percent, shorten
+from precscope.reports.text import percent
 from precscope.reports.time_view import milliseconds
 
 if TYPE_CHECKING:
@@ -41,10 +42,10 @@ def _table(rows: Sequence[LayerTimeRow], width: int) -> Iterator[Text]:
     name = min(max(_LEAST_NAME, width - rest), _MOST_NAME)
     heads = ("ms in a step", "computes", "forward", "backward", "casts", "share", "tensor cores")
     yield _line(name, *(Text(head, FAINT) for head in heads))
-    for row in rows:
+    for row, short in zip(rows, fit_names([row.name for row in rows], name), strict=True):
         yield _line(
             name,
-            Text(shorten(row.name, name), FAINT if row.name.startswith("(") else BOLD),
+            Text(short, FAINT if row.name.startswith("(") else BOLD),
             Text(row.dtype, FAINT),
             *_times(row),
             Text(milliseconds(row.cast_ms) if row.cast_ms else "", FAINT),

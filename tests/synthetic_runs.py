@@ -16,6 +16,7 @@ from tests.core_fixtures import arrays_of, layer_record, run_record, sample_reco
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from precscope.origin_records import OriginRecord
     from precscope.records import CostRecord, LayerRecord, RunStatus
 
 MODEL = {
@@ -91,6 +92,7 @@ class SyntheticRun:
     updates: dict[str, tuple[int, int]] = field(default_factory=dict)
     notices: list[NoticeRecord] = field(default_factory=list)
     costs: list[CostRecord] = field(default_factory=list)
+    origins: list[OriginRecord] = field(default_factory=list)
     status: RunStatus = "finished"
     error: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
@@ -111,6 +113,8 @@ class SyntheticRun:
         for notice in self.notices:
             writer.add_notice(notice)
         writer.set_costs(self.costs)
+        for origin in self.origins:
+            writer.add_origin(origin)
         if self.status != "running":
             writer.close(self.status, self.error, ended_unix_s=record.started_unix_s + 134.0)
         return path

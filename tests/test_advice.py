@@ -109,7 +109,7 @@ def test_the_source_of_an_overflow_is_named_not_its_victims(tmp_path):
 
 def test_an_overflowing_layer_takes_its_float16_consumers_along(tmp_path):
     layers = (*TOWER[:3], layer("left", "second"), layer("right", "second"), layer("head", "left", compute="float32"))
-    bad = healthy() | {"activation second": with_bad(values(), INF)}
+    bad = healthy() | {"activation second": with_bad(values(scale=1e4), INF)}
     run = SyntheticRun(layers, [bad]).read(tmp_path / "run")
     assert keep_float32(analyze(run)) == ("second", "left", "right")
     assert advise(analyze(run)[0]) == "Keep 'second' in float32, with 'left' and 'right' that read it."
@@ -135,7 +135,7 @@ def test_of_a_container_and_a_layer_inside_it_the_inner_one_is_named(tmp_path):
         layer("block/dense", "input"),
         layer("head", "block"),
     )
-    bad = with_bad(values(), INF)
+    bad = with_bad(values(scale=1e4), INF)
     step = {"activation input": values(dtype=np.float32), "activation block/dense": bad, "activation block": bad}
     run = SyntheticRun(layers, [step]).read(tmp_path / "run")
     finding = the(run, "activation_overflow")
@@ -196,7 +196,7 @@ def test_data_beyond_float16_are_named_before_the_layer_that_casts_them(tmp_path
     }
     run = SyntheticRun(steps=[step]).read(tmp_path / "run")
     finding = analyze(run)[0]
-    assert (finding.id, finding.layer, finding.action) == ("cast_overflow", "first", "fix_data")
+    assert (finding.id, finding.layer, finding.action) == ("cast_overflow", "first", "scale_input")
     assert finding.numbers["largest input"] == (7e4, FLOAT16_MAX, "")
     assert (finding.severity, finding.confidence) == ("error", "observed")
     assert found(run, "activation_overflow") == []

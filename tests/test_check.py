@@ -8,7 +8,6 @@ import math
 import re
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -25,6 +24,7 @@ from precscope.reader import open_run
 from precscope.reports.check_formats import as_github, as_junit
 from precscope.reports.terminal_check import print_check
 from tests.synthetic_runs import TOWER, SyntheticRun, healthy, layer, values, with_bad
+from tests.test_reference_view import record
 from tests.test_terminal_report import HOSTILE, RUNS, in_bfloat16
 
 #: Nothing but what a test asks for.
@@ -110,8 +110,8 @@ def test_subnormal_values(tmp_path):
 def test_flushed_values_are_those_that_a_reference_step_measured(tmp_path):
     run = SyntheticRun(steps=[healthy()]).read(tmp_path / "run")
     rows = [("first", 100, 5), ("second", 1000, 1), ("first", 100, 2), ("head", 0, 0)]
-    records = [SimpleNamespace(layer=name, reference_nonzero=all_, flushed=part) for name, all_, part in rows]
-    object.__setattr__(run, "reference", tuple(records))
+    records = [record(name, "activation", reference_nonzero=all_, flushed=part) for name, all_, part in rows]
+    run = replace(run, reference=tuple(records))
     assert judged(run, max_flushed_share=0.05).outcome == "held"
     found = judged(run, max_flushed_share=0.0)
     assert (found.outcome, found.value) == ("not held", 0.05)

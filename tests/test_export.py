@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import sqlite3
 import subprocess
 import sys
 from types import ModuleType
@@ -19,6 +20,7 @@ from precscope.commands.export import _FORMATS
 from precscope.device_records import DeviceInfo, DeviceSample
 from precscope.errors import PrecScopeError
 from precscope.op_records import OpRecord, ProfiledWindow
+from precscope.origin_records import OriginRecord
 from precscope.reader import open_run
 from precscope.records import CostRecord, LossScaleRecord, NoticeRecord, StepTimeRecord
 from precscope.reports.export import EXPORTERS, export_run, tensorboard_events
@@ -26,6 +28,7 @@ from precscope.tables import TABLES, run_table
 from precscope.writer import RunWriter
 from tests.core_fixtures import arrays_of, layer_record, run_record, sample_record, tensor_record
 from tests.synthetic_runs import SyntheticRun, healthy, layer, values, with_bad
+from tests.test_reference_view import STEP, record
 from tests.test_terminal_report import HOSTILE, RUNS
 
 
@@ -69,6 +72,8 @@ def measured(path):
     writer.add_op_times(ProfiledWindow(1, 2), [op])
     writer.add_devices([DeviceInfo("gpu:0", "gpu", "Card")])
     writer.add_device_samples([DeviceSample("gpu:0", 1.5, power_mw=70_000, throttle_reasons=("gpu_idle",))])
+    writer.add_reference(STEP, [record("second", "activation")])
+    writer.add_origin(OriginRecord(0, 1, "layer", "forward", "second", bad_weights=("second/kernel",)))
     writer.set_results({"loss": [0.5, 0.25], "accuracy": [0.9]})
     writer.close("finished")
     return open_run(path)
@@ -188,6 +193,14 @@ def test_every_table_of_csv_and_parquet_is_the_same(tmp_path):
             for one, other in zip(from_csv[column], from_parquet[column], strict=True):
                 if not (pd.isna(one) and pd.isna(other)):
                     assert one == pytest.approx(other) if isinstance(one, float) else str(one) == str(other), column
+
+
+def test_every_table_of_the_database_is_exported(tmp_path):
+    database = sqlite3.connect(measured(tmp_path / "run").path / "worker-0.sqlite")
+    tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    database.close()
+    # "results" are "metrics"; the window is told by its ops; "meta" is of the file.
+    assert tables - {"meta", "results", "profiled_windows"} <= set(TABLES)
 
 
 def test_the_statistics_are_those_of_the_run(runs, tmp_path):

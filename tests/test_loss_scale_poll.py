@@ -152,14 +152,14 @@ def test_train_on_batch_and_custom_loops(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("factor", "scale"), [(128.0, 128.0), (None, None)])
-def test_a_fixed_scale_and_none_are_looked_at_and_not_polled(
+def test_a_fixed_scale_and_none_are_written_down_twice_however_often_they_are_polled(
     tmp_path: Path, factor: float | None, scale: float | None
 ) -> None:
     model = mlp("mixed_float16", optimizer=keras.optimizers.SGD(0.01, loss_scale_factor=factor))
     x, y = data(8 * 20)
     with precscope.profile(model, tmp_path / "run", **NO_SAMPLES) as session:
         model.fit(x, y, batch_size=8, verbose=0)
-        assert session._loop.next_poll == NEVER
+        assert session._loop.next_poll < NEVER  # for a loss or a weight that is not finite
     run = precscope.open_run(tmp_path / "run")
     assert [(look.step, look.loss_scale, look.steps_skipped) for look in run.loss_scales] == [
         (0, scale, 0),

@@ -13,12 +13,15 @@ import pytest
 import tensorflow as tf
 
 import precscope
+from precscope.database import FIRST_ROW, open_database, select_after
 from precscope.device_records import DeviceInfo, DeviceSample
 from precscope.probes import environment, measurements
 from precscope.probes.keeper import PrecScopeWarning
 from precscope.probes.measurements import DeviceRecording
 from precscope.reader import open_run
+from precscope.records import ProgressRecord
 from precscope.reports.time_view import time_view
+from precscope.rundir import worker_files
 from precscope.writer import RunWriter
 from tests.core_fixtures import run_record
 from tests.models import data, mlp
@@ -295,11 +298,16 @@ def test_many_device_samples_are_thinned_evenly(tmp_path: Path) -> None:
     writer = RunWriter.create(tmp_path / "run", run_record())
     said: list[str] = []
     keeper: Any = SimpleNamespace(write=lambda action: action(writer))
-    recording = DeviceRecording(keeper, said.append, most=20)
+    steps = iter(range(100, 1000))
+    recording = DeviceRecording(keeper, said.append, most=20, steps_seen=lambda: next(steps))
     looks = [tuple(DeviceSample(id, float(look)) for id in ("gpu:0", "gpu:1")) for look in range(64)]
     for first in range(0, 64, 4):
         recording.keep([sample for look in looks[first : first + 4] for sample in look])
     writer.close("finished")
+    (worker,) = worker_files(tmp_path / "run")
+    with open_database(worker) as connection:
+        progress, _ = select_after(connection, ProgressRecord, FIRST_ROW)
+    assert progress == (ProgressRecord(115, 63.0),)  # of the last of 16 batches, in place of the others
     samples = open_run(tmp_path / "run").device_samples
     assert [sample.time_unix_s for sample in samples if sample.device == "gpu:0"] == list(range(0, 64, 8))
     assert [sample.time_unix_s for sample in samples if sample.device == "gpu:1"] == list(range(0, 64, 8))

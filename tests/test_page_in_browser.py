@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +17,8 @@ from precscope.what_if import what_if
 from tests.page_browser import chromium
 from tests.synthetic_runs import SyntheticRun, healthy, layer, values, with_bad
 from tests.test_page import HOSTILE, hostile_run, overflowing
+from tests.test_reference_view import STEP
+from tests.test_reference_view import record as reference_record
 
 SMALL = "tower/small"
 
@@ -253,16 +255,16 @@ def _worded(bracket, nonzero):
 
 def test_the_reference_step_is_shown_where_it_was_taken(visit, tmp_path):
     run = SyntheticRun(steps=[healthy()]).read(tmp_path / "run")
-    step = SimpleNamespace(step=20, examples=8, batch=32, loss_reference=0.5, loss_policy=0.51)
-    numbers = {"relative_error": 0.01, "own_relative_error": 0.002, "sqnr_db": 40.0, "cosine": 0.999}
-    record = SimpleNamespace(
-        step=20, layer="second", kind="activation", reference_nonzero=100, flushed=25, overflowed=3, **numbers
-    )
+    step = replace(STEP, step=20, examples=8, batch=32)
+    numbers = {"relative_error": 0.01, "own_relative_error": 0.002, "inherited_relative_error": 0.009}
+    counts = {"reference_nonzero": 100, "flushed": 25, "overflowed": 3}
+    record = reference_record("second", "activation", step=20, sqnr_db=40.0, cosine=0.999, **numbers, **counts)
     object.__setattr__(run, "reference_steps", (step,))
     object.__setattr__(run, "reference", (record,))
     tab = visit(run)
     text = tab.locator("#reference").inner_text()
-    assert "at step 20, on 8 of 32 examples" in text
+    assert "at step 20, at the end, on 8 of 32 examples" in text
+    assert "Left out, so that its reference is less than float32: stubborn" in text
     tab.locator("#reference summary").click()
     cells = tab.locator("#reference tbody tr").locator("th, td").all_inner_texts()
-    assert cells == ["second", "activation", "0.01", "0.002", "25%", "3", "40", "0.999"]
+    assert cells == ["second", "output", "0.01", "0.002", "0.009", "25%", "3", "40", "0.999"]

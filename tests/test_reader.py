@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from precscope.errors import RunDirectoryError
+from precscope.merged_scalars import merge_scalars
 from precscope.reader import Run, open_run
 from precscope.records import SCALAR_DTYPE, CostRecord, NoticeRecord
 from precscope.run_file import ProcessRecord, read_run_file, write_run_file
@@ -274,7 +275,7 @@ def test_a_run_that_was_replaced_is_told(tmp_path: Path):
     write_run(tmp_path / "run", samples=10).close("finished")
     run = open_run(tmp_path / "run")
     RunWriter.create(tmp_path / "run", run_record(), overwrite=True)
-    with pytest.raises(RunDirectoryError, match=r"was replaced while it was read\. Open the run again"):
+    with pytest.raises(RunDirectoryError, match=r"was thinned out or replaced while it was read\. Open the run again"):
         _ = run.scalars
 
 
@@ -288,7 +289,7 @@ def test_reading_leaves_no_file_behind(tmp_path: Path):
 
 
 def test_workers_are_put_together(tmp_path: Path):
-    """Layers and tensors by name, samples of worker 0 first, costs added."""
+    """Layers and tensors by name, samples by step, what PrecScope cost one of them on average."""
     writer = write_run(tmp_path / "run", samples=2, layers=("conv", "dense"))
     writer.set_costs([CostRecord("read", 2, 10), CostRecord("write", 1, 1)])
     writer.add_notice(NoticeRecord(None, "info", "probes", "zero"))
@@ -302,12 +303,14 @@ def test_workers_are_put_together(tmp_path: Path):
     run = open_run(tmp_path / "run")
     assert {layer.id for layer in run.layers} == {"conv", "dense", "head"}
     assert [(t.index, t.layer) for t in run.tensors] == list(enumerate(["conv"] * 4 + ["dense"] * 4 + ["head"] * 4))
-    assert [(s.index, s.step) for s in run.samples] == [(0, 0), (1, 1), (2, 0), (3, 1), (4, 2)]
-    assert set(run.costs) == {CostRecord("read", 5, 15), CostRecord("write", 1, 1)}
-    assert [notice.message for notice in run.notices] == ["zero", "one"]
-    assert (run.scalars["count"] > 0).tolist() == [[True] * 8 + [False] * 4] * 2 + [[False] * 4 + [True] * 8] * 3
-    assert (run.scalars[1, :8] == random_arrays(8, seed=1)[0]).all()
-    assert (run.histograms(4)[4:] == random_arrays(8, seed=2)[1]).all()
+    assert [(s.index, s.step) for s in run.samples] == [(0, 0), (1, 1), (2, 2)]
+    assert set(run.costs) == {CostRecord("read", 3, 8), CostRecord("write", 1, 0)}
+    assert [notice.message for notice in run.notices] == ["worker 0: zero", "worker 1: one"]
+    assert (run.scalars["count"] > 0).tolist() == [[True] * 12] * 2 + [[False] * 4 + [True] * 8]
+    assert (run.scalars[1, :4] == random_arrays(8, seed=1)[0][:4]).all()  # worker 0 alone has "conv"
+    both = [random_arrays(8, seed=1)[0][4:], random_arrays(8, seed=1)[0][:4]]
+    assert (run.scalars[1, 4:8] == merge_scalars(both)).all()
+    assert (run.histograms(2)[4:] == random_arrays(8, seed=2)[1]).all()
     dense_in_0 = [random_arrays(8, seed=seed)[1][4] for seed in range(2)]
     dense_in_1 = [random_arrays(8, seed=seed)[1][0] for seed in range(3)]
     assert (run.total_histograms()[4] == np.sum(dense_in_0 + dense_in_1, axis=0)).all()

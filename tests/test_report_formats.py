@@ -18,9 +18,12 @@ from precscope.advice import Evidence
 from precscope.cli import main
 from precscope.commands.report import _ORDERS, report
 from precscope.op_records import OpRecord, ProfiledWindow
+from precscope.origin_records import OriginRecord
+from precscope.replay import Criterion, Measured, Replay
 from precscope.reports.layer_order import ORDERS
 from precscope.reports.report_data import report_data
 from precscope.reports.report_formats import as_json, as_markdown
+from precscope.verification import Verification, write_verification
 from precscope.writer import RunWriter
 from tests.core_fixtures import layer_record, run_record
 from tests.synthetic_runs import SyntheticRun, healthy, layer, values, with_bad
@@ -67,12 +70,47 @@ def timed(path):
     return path
 
 
+def proven(path):
+    """A run with a proof and an origin."""
+    writer = RunWriter.create(path, run_record())
+    writer.add_layers([layer_record("first")])
+    writer.add_origin(OriginRecord(0, 7, "layer", "forward", "first", bad_weights=("first/kernel",), epoch=1))
+    writer.close("finished")
+
+    def replay(cosine):
+        return Measured((Replay(7, 1024.0, True, None, cosine, 1.0, None, None, 0.5, 0.5),), 1)
+
+    proof = Verification(
+        proven=True,
+        is_minimal=False,
+        default="mixed_float16",
+        pins=("first",),
+        suspects=("first",),
+        left_out={},
+        batches=(7, 9),
+        weights="of the last batch",
+        before=replay(None),
+        after=replay(0.9995),
+        bfloat16=None,
+        trials=2,
+        criterion=Criterion(),
+        prices={},
+        pin_prices={},
+        timed_passes=0,
+        device="CPU",
+        unix_s=1.0,
+    )
+    write_verification(path, proof)
+    return path
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     where = tmp_path_factory.mktemp("runs")
     for name, run in SYNTHETIC.items():
         run.write(where / name)
     timed(where / "timed")
+    proven(where / "proven")
     return where
 
 
@@ -87,7 +125,7 @@ def strict(text):
     return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
 
 
-@pytest.mark.parametrize("name", [*SYNTHETIC, "timed"])
+@pytest.mark.parametrize("name", [*SYNTHETIC, "timed", "proven"])
 def test_json_and_yaml_hold_to_the_schema(folder, schema, name):
     text = printed(folder / name, "--format", "json")
     content = strict(text)
@@ -124,20 +162,37 @@ def names_in(node):
 
 def test_what_the_data_say(folder):
     content = strict(printed(folder / "faulty", "--format", "json"))
-    assert content["verdict"]["keep_float32"] == ["second", "flatten", "first"]
+    assert content["verdict"]["keep_float32"] == ["second", "flatten"]
     assert [finding["id"] for finding in content["findings"]] == [
         "activation_overflow",
         "skipped_steps",
         "activation_headroom",
     ]
     assert content["findings"][0]["numbers"]["infinities"] == {"value": 6, "threshold": 0, "unit": ""}
-    assert [item["id"] for item in content["layers"]] == ["second", "first", "flatten", "input", "head"]
+    assert [item["id"] for item in content["layers"]] == ["second", "flatten", "first", "input", "head"]
     assert content["layers"][0]["tensors"][0]["infinities"] == 6
-    assert content["layers"][2]["unseen"] == "shares its input"
+    assert content["layers"][1]["unseen"] == "shares its input"
     assert content["loss"]["value"] == "nan"
     assert content["loss_scale"]["steps_skipped"] == 6
     assert content["loss_scale"]["skips"][0]["cause"] == "forward_overflow"
     assert content["cost"]["time_ns"] == 3_290_000_000
+
+
+def test_proof_and_origin(folder):
+    content = strict(printed(folder / "proven", "--format", "json"))
+    assert content["proof"] == {
+        "proven": True,
+        "minimal": False,
+        "default": "mixed_float16",
+        "keep_float32": ["first"],
+        "cosine_before": None,
+        "cosine_after": 0.9995,
+        "least_cosine": Criterion().gradient_cosine,
+        "batches": 2,
+        "device": "CPU",
+    }
+    (origin,) = content["origins"]
+    assert (origin["step"], origin["layer"], origin["bad_weights"]) == (7, "first", ["first/kernel"])
 
 
 def test_nothing_is_nothing(folder):
@@ -155,7 +210,7 @@ def ids(path, *options):
 @pytest.mark.parametrize(
     ("sort", "expected"),
     [
-        ("harm", ["second", "first", "flatten", "input", "head"]),
+        ("harm", ["second", "flatten", "first", "input", "head"]),
         ("order", ["input", "first", "second", "flatten", "head"]),
         ("name", ["first", "flatten", "head", "input", "second"]),
         ("type", ["first", "second", "head", "flatten", "input"]),
@@ -163,7 +218,7 @@ def ids(path, *options):
         ("subnormal", ["first", "second", "input", "flatten", "head"]),
         ("nonfinite", ["second", "first", "head", "input", "flatten"]),
         ("parameters", ["first", "second", "flatten", "head", "input"]),
-        ("flushed", ["second", "first", "flatten", "input", "head"]),  # not measured: as harm
+        ("flushed", ["second", "flatten", "first", "input", "head"]),  # not measured: as harm
     ],
 )
 def test_layers_are_sorted(folder, sort, expected):
@@ -181,7 +236,7 @@ def test_the_command_knows_every_order():
 
 
 def test_a_pattern_chooses_layers(folder):
-    assert ids(folder / "faulty", "--layer", "^f") == ["first", "flatten"]
+    assert ids(folder / "faulty", "--layer", "^f") == ["flatten", "first"]
     with pytest.raises(Exception, match="matches --layer 'nowhere'"):
         printed(folder / "faulty", "--format", "json", "--layer", "nowhere")
 
@@ -199,7 +254,7 @@ def test_csv_is_documented_and_harmless(folder, repository, tmp_path):
 
 def test_markdown_answers(folder):
     text = printed(folder / "faulty", "--format", "markdown")
-    assert text.startswith("### ✖ Keep 3 of 5 layers in float32: 'second', 'flatten' and 'first'.\n")
+    assert text.startswith("### ✖ Keep 2 of 5 layers in float32: 'second' and 'flatten'.\n")
     assert "| ✖ | `second` | float16 | 5.8 bit | <0.1% | – | 6 | – |" in text
     assert 'Dense(..., dtype="float32")  # second' in text
     assert "6 of 550 steps skipped" in text
@@ -211,11 +266,13 @@ def test_markdown_of_hostile_names_only_shows(tmp_path):
         (layer(evil),), [{f"activation {evil}": with_bad(values(), math.inf)}], status="failed", error=evil
     ).read(tmp_path / "run")
     text = as_markdown(report_data(Evidence(run)))
-    outside = re.sub(r"`[^`\n]*`", "", text.replace("```python", "").replace("```", ""))
-    assert not re.search(r"(?<!\\)<|(?<!\\)\[|http://f|@everyone", re.sub(r"^Dense.*$", "", outside, flags=re.M))
+    blocks = text.split("\n```")  # a name must not end the block of code that it stands in
+    assert len(blocks) == 3
+    outside = blocks[0] + blocks[2]
+    assert not re.search(r"(?<!\\)<|(?<!\\)\[|http://f|@everyone", re.sub(r"`[^`\n]*`", "", outside))
     row = next(line for line in text.splitlines() if line.startswith("| ✖"))
     assert row.count("|") == 9
-    assert len([line for line in text.splitlines() if line.startswith("#")]) == 3  # verdict, findings, in the policy
+    assert len([line for line in outside.splitlines() if line.startswith("#")]) == 2  # the verdict, the findings
 
 
 def test_many_layers_are_cut_in_markdown_only(tmp_path):

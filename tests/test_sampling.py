@@ -26,10 +26,14 @@ class Training:
 
 
 def train(
-    options: Options, cost_ns: Callable[[int], float], plain_ns: Callable[[int], float], steps: int = STEPS
+    options: Options,
+    cost_ns: Callable[[int], float],
+    plain_ns: Callable[[int], float],
+    steps: int = STEPS,
+    meets_others: bool = False,
 ) -> Training:
     """Simulate a training whose first sample compiles."""
-    sampler = Sampler(options)
+    sampler = Sampler(options, meets_others)
     training = Training([], [])
     spent = plain = 0.0
     since_last: list[float] = []
@@ -225,3 +229,20 @@ def test_an_unknown_step_time_is_replaced_by_the_last_known():
     sampler.sampled(10, 20 * MS, 40.0 * MS)
     sampler.sampled(1000, 20 * MS, None)
     assert sampler.next_step == 1025
+
+
+# Several workers
+
+
+@pytest.mark.parametrize("dearer", [1.3, 2.0, 6.0])
+def test_workers_with_different_costs_sample_the_same_steps(dearer: float):
+    """Once they have settled, the steps of the one that samples more seldom are among those of the other."""
+    cheap, dear = (
+        train(Options(), lambda step, cost=cost: cost, lambda step: MS, 20_000, meets_others=True)
+        for cost in (0.9 * MS, 0.9 * MS * dearer)
+    )
+    settled = [step for step in dear.sampled if step > 2_000]
+    assert len(settled) > 20
+    assert set(settled) <= set(cheap.sampled)
+    assert len(cheap.sampled) >= len(dear.sampled)
+    assert max(cheap.overheads[1_000:] + dear.overheads[1_000:]) <= 0.02

@@ -174,3 +174,23 @@ def test_a_users_own_function_is_not_recorded_inside_and_stays_clean(tmp_path: P
     inner = model.layers[0]
     graph = inner.apply_dense.get_concrete_function(tf.TensorSpec([8, 4], tf.float32)).graph
     assert not any("precscope" in operation.name for operation in graph.get_operations())
+
+
+def test_a_loss_finds_the_logits_behind_a_float32_softmax_as_without_taps(tmp_path: Path) -> None:
+    """Of probabilities below 1e-7 Keras' loss keeps nothing; of the logits behind a softmax it keeps all."""
+
+    def train(watched: bool) -> float:
+        keras.utils.set_random_seed(3)
+        sure = keras.initializers.RandomNormal(stddev=60.0, seed=1)
+        model = keras.Sequential([keras.Input((4,)), layers.Dense(3, "softmax", kernel_initializer=sure)])
+        model.compile("sgd", "sparse_categorical_crossentropy", jit_compile=False)
+        x, y = noise(8, 4), np.arange(8) % 3
+        if not watched:
+            return [model.train_on_batch(x, y) for _ in range(2)][-1]
+        with precscope.profile(model, tmp_path / "run", every=1, **QUIET):
+            return [model.train_on_batch(x, y) for _ in range(2)][-1]
+
+    assert train(watched=True) == train(watched=False)
+    run = precscope.open_run(tmp_path / "run")
+    assert len(run.find(kind="activation")) == 2  # the batch and the probabilities
+    assert "logits" in (run.layers[-1].gradient_unseen or "")

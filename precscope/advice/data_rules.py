@@ -64,7 +64,7 @@ def cast_overflow(evidence: Evidence) -> Iterator[Finding]:
             layer=layer.id,
             severity="error" if seen else "warning",
             confidence="observed" if seen else "predicted",
-            action="fix_data" if from_data else "keep_float32",
+            action="scale_input" if from_data else "keep_float32",
             numbers={"largest input": Number(largest, limit)},
             sentence=(
                 f"{quoted(layer.id)} is given values up to {plain(largest)} by {listed(givers)} and casts them to "

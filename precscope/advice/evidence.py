@@ -10,6 +10,7 @@ import numpy as np
 
 from precscope.advice.layer_graph import LayerGraph
 from precscope.advice.loss_scale_verdict import SkippedStretch, judge_skips
+from precscope.advice.measured import Measured
 from precscope.advice.skips import SkipHistory, skip_history
 from precscope.advice.sources import Source, backward_sources, forward_sources
 from precscope.advice.thresholds import Thresholds
@@ -151,6 +152,11 @@ class Evidence:
         from precscope.advice.loss_scale_account import sampled_steps
 
         return judge_skips(self.scale_history, sampled_steps(self)) if self.loss_scaling == "dynamic" else ()
+
+    @cached_property
+    def measured(self) -> Measured:
+        """What reference steps measured; empty without any."""
+        return Measured(self.run.reference_steps, self.run.reference)
 
     @cached_property
     def float16_gradients(self) -> list[TensorRecord]:

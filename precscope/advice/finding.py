@@ -15,6 +15,10 @@ Severity = Literal["info", "warning", "error"]
 Confidence = Literal["measured", "predicted", "observed"]
 Action = Literal[
     "keep_float32",
+    "change_constant",
+    "from_logits",
+    "scale_input",
+    "pad_to_8",
     "use_bfloat16",
     "raise_loss_scale",
     "lower_loss_scale",
@@ -56,6 +60,7 @@ class Finding:
         numbers: Values by name, in the order to show them.
         sentence: What happened, for a person; names may hold any character.
         consumers: Ids of layers that read this layer's output and take part in the action.
+        alternative: What would help as well; None where nothing else is known to.
     """
 
     id: str
@@ -66,3 +71,4 @@ class Finding:
     numbers: Mapping[str, Number] = field(hash=False)
     sentence: str
     consumers: tuple[str, ...] = ()
+    alternative: Action | None = None

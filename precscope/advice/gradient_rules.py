@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from precscope.advice.finding import Action, Finding, Number
-from precscope.advice.questions import float16_consumers
-from precscope.advice.wording import counted, of_samples, quoted, share
+from precscope.advice.readers import float16_readers
+from precscope.advice.wording import counted, listed, of_samples, plain, quoted, share
 from precscope.formats import FORMATS
 from precscope.what_if import what_if
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from precscope.advice.evidence import Evidence
     from precscope.records import TensorRecord
 
-__all__ = ["gradient_leak", "gradient_overflow"]
+__all__ = ["cure_of_underflow", "gradient_leak", "gradient_overflow"]
 
 _FLOAT16 = FORMATS["float16"]
 
@@ -31,10 +31,14 @@ def gradient_overflow(evidence: Evidence) -> Iterator[Finding]:
 
     With a fixed loss scale, or with none, Keras applies the update all the same and the weights are lost. Lower a
     fixed scale, or better: let `LossScaleOptimizer` find it. Without a scale, keep the layer in float32 that is
-    nearest the loss among those whose gradient overflowed. (With a dynamic scale see *skipped_steps*.)
+    nearest the loss among those whose gradient overflowed. (With a dynamic scale see *skipped_steps*.) Where no sampled
+    step saw the gradient, the weights tell: those that turned infinite or NaN first, after a forward pass that was
+    finite, are those whose gradient overflowed.
     """
     if evidence.loss_scaling == "dynamic":
         return
+    if evidence.loss_scaling == "static" and not evidence.backward_sources:
+        yield from _overflow_that_weights_show(evidence)
     for source in evidence.backward_sources[:1]:
         is_float16 = evidence.graph.by_id[source.layer].compute_dtype == "float16"
         action: Action = "fix_layer" if not is_float16 else "keep_float32"
@@ -52,8 +56,33 @@ def gradient_overflow(evidence: Evidence) -> Iterator[Finding]:
                 f"The gradient at {quoted(source.layer)} was infinite or NaN {where}, although the forward pass was "
                 f"finite, and no loss scale skips such a step."
             ),
-            consumers=float16_consumers(evidence, source.layer) if action == "keep_float32" else (),
+            consumers=float16_readers(evidence, source.layer) if action == "keep_float32" else (),
         )
+
+
+def _overflow_that_weights_show(evidence: Evidence) -> Iterator[Finding]:
+    bad = np.flatnonzero(evidence.any_bad("weight"))
+    scale = evidence.skips.last_scale
+    if not len(bad) or evidence.step(int(bad[0])) == 0 or scale is None:
+        return
+    if any(source.samples[0] <= bad[0] for source in evidence.forward_sources):
+        return
+    names = [layer.id for layer in evidence.layers if evidence.bad("weight", layer.id)[bad[0]]]
+    if not any(evidence.graph.by_id[name].compute_dtype == "float16" for name in names):
+        return
+    yield Finding(
+        id="gradient_overflow",
+        layer=names[0],
+        severity="error",
+        confidence="observed",
+        action="lower_loss_scale",
+        numbers={"loss scale": Number(scale), "layers": Number(len(names))},
+        sentence=(
+            f"The weights of {listed(names)} turned infinite or NaN by step {evidence.step(int(bad[0])):,}, and no "
+            f"forward pass had been so before: the gradient overflowed at the fixed loss scale of {plain(scale)}, and "
+            f"such a step is not skipped."
+        ),
+    )
 
 
 def gradient_leak(evidence: Evidence) -> Iterator[Finding]:
@@ -64,9 +93,13 @@ def gradient_leak(evidence: Evidence) -> Iterator[Finding]:
     gradient as a whole may have turned. How far is bounded from what was seen: a stored value below the smallest
     normal is off by at most half the smallest subnormal, and so is a zero, were it a flushed value; the bound takes
     all of them to be off by that much. What another loss scale would change is predicted from the histogram: a higher
-    one, and none at all. If all gradients have room, raise the scale; if not, use bfloat16.
+    one, and none at all. If all gradients have room, raise the scale; if not, use bfloat16. A gradient of nothing but
+    zeros counts as lost where the one that it is computed from has values, all of them below the smallest normal.
     """
-    leaks = sorted(_leaks(evidence), key=lambda leak: (leak.cosine >= evidence.thresholds.gradient_cosine, -leak.share))
+    leaks = sorted(
+        [*_leaks(evidence), *_vanished(evidence)],
+        key=lambda leak: (leak.cosine >= evidence.thresholds.gradient_cosine, -leak.share),
+    )
     noted = [leak for leak in leaks if leak.share > evidence.thresholds.subnormal_share_info]
     if noted:
         yield _leak_finding(evidence, noted)
@@ -74,11 +107,19 @@ def gradient_leak(evidence: Evidence) -> Iterator[Finding]:
 
 @dataclass(frozen=True)
 class _Leak:
-    """A gradient tensor, the share of its non-zero values that are subnormal, and the least its cosine can be."""
+    """A gradient that loses digits.
+
+    Attributes:
+        tensor: The gradient.
+        share: The share of its non-zero values that are subnormal; 1 where all of it is zero.
+        cosine: The least that its cosine to the exact gradient can be.
+        witness: The gradient whose histogram tells what another scale would do.
+    """
 
     tensor: TensorRecord
     share: float
     cosine: float
+    witness: TensorRecord
 
 
 def _leaks(evidence: Evidence) -> Iterator[_Leak]:
@@ -97,14 +138,31 @@ def _leaks(evidence: Evidence) -> Iterator[_Leak]:
         # A vector that is off by at most e has turned by at most asin(|e| / |v|).
         sine_squared = doubtful * _FLOAT16.flush_limit**2 / energy if energy > 0 else 1.0
         cosine = math.sqrt(max(0.0, 1.0 - sine_squared))
-        yield _Leak(tensor, subnormals / nonzero, cosine)
+        yield _Leak(tensor, subnormals / nonzero, cosine, tensor)
+
+
+def _vanished(evidence: Evidence) -> Iterator[_Leak]:
+    """Yield gradients of nothing but zeros whose reader is given values, all of them too small for float16."""
+    samples = evidence.at_current_scale
+    samples = samples[evidence.forward_finite[samples]]
+    if not len(samples):
+        return
+    for tensor in evidence.tensors("gradient", dtype="float16"):
+        rows = samples[evidence.finite[samples, tensor.index] > 0]
+        if not len(rows) or evidence.total(evidence.nonzero, [tensor], rows):
+            continue
+        for reader in evidence.graph.consumers(tensor.layer):
+            for given in evidence.tensors("gradient", layer=reader):
+                largest = evidence.highest([given], rows)
+                if largest and largest < _FLOAT16.smallest_normal:
+                    yield _Leak(tensor, 1.0, 0.0, given)
 
 
 def _leak_finding(evidence: Evidence, leaks: list[_Leak]) -> Finding:
     limits, worst = evidence.thresholds, leaks[0]
     harmful = worst.share > limits.subnormal_share_warning and worst.cosine < limits.gradient_cosine
     room = _room_bits(evidence)
-    raised, predicted = _prediction(evidence, worst.tensor, room)
+    raised, predicted = _prediction(evidence, worst.witness, room)
     others = len({leak.tensor.layer for leak in leaks}) - 1
     numbers = {
         "subnormal": Number(
@@ -114,7 +172,7 @@ def _leak_finding(evidence: Evidence, leaks: list[_Leak]) -> Finding:
     }
     if raised:
         numbers[f"subnormal at {2**raised:,} times the scale (predicted)"] = Number(predicted, None, "share")
-    numbers |= _without_scaling(evidence, worst.tensor)
+    numbers |= _without_scaling(evidence, worst.witness)
     return Finding(
         id="gradient_leak",
         layer=worst.tensor.layer,
@@ -123,12 +181,22 @@ def _leak_finding(evidence: Evidence, leaks: list[_Leak]) -> Finding:
         action=_cure(evidence, raised) if harmful else "none",
         numbers=numbers,
         sentence=(
-            f"{share(worst.share)} of the non-zero gradient values at {quoted(worst.tensor.layer)} are subnormal, so "
-            f"float16 keeps few of their digits"
+            (
+                f"The gradient at {quoted(worst.tensor.layer)} is zero, all of it, for it is computed from values too "
+                f"small for float16"
+                if worst.witness != worst.tensor
+                else f"{share(worst.share)} of the non-zero gradient values at {quoted(worst.tensor.layer)} are "
+                f"subnormal, so float16 keeps few of their digits"
+            )
             + (f"; {counted(others, 'more layer')} above {share(limits.subnormal_share_info)}." if others else ".")
             + ("" if harmful else " They are too small to turn the gradient as a whole.")
         ),
     )
+
+
+def cure_of_underflow(evidence: Evidence) -> Action:
+    """Return what helps against gradients too small for float16: a scale, a higher one, or another format."""
+    return _cure(evidence, _room_bits(evidence))
 
 
 def _cure(evidence: Evidence, raised: int) -> Action:
@@ -143,7 +211,10 @@ def _room_bits(evidence: Evidence) -> int:
     tensors = [
         t for name in float16 for kind in ("gradient", "weight_gradient") for t in evidence.tensors(kind, layer=name)
     ]
-    bits = _FLOAT16.headroom_bits(evidence.highest(tensors, evidence.at_current_scale))
+    largest = evidence.highest(tensors, evidence.at_current_scale)
+    if not largest:  # nothing is left of them: what they are computed from tells
+        largest = evidence.highest(evidence.tensors("gradient"), evidence.at_current_scale)
+    bits = _FLOAT16.headroom_bits(largest)
     return 0 if bits is None else max(0, math.floor(bits - 1))
 
 

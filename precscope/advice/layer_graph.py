@@ -74,7 +74,17 @@ class LayerGraph:
     def outputs(self) -> tuple[str, ...]:
         """Return the layers whose output nobody consumes; only the last layer where no edges are known."""
         ran = [layer.id for layer in self.layers if layer.unseen is None and layer.id not in self.contents]
-        return tuple(name for name in ran if not self.consumers(name)) if self.knows_edges else tuple(ran[-1:])
+        if not self.knows_edges:
+            return tuple(ran[-1:])
+        return tuple(name for name in ran if not self.consumers(name) and not self._is_inside(name))
+
+    def _is_inside(self, layer_id: str) -> bool:
+        """Tell whether the layer hands its output to the code of a layer that holds it."""
+        return any(
+            self._readers[holder]
+            or [name for name in self.contents[holder] if name not in self.contents][-1:] != [layer_id]
+            for holder in self.containers[layer_id]
+        )
 
     def innermost(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return `names` without the containers of others among them, in forward order."""

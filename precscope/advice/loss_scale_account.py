@@ -145,6 +145,8 @@ def _dynamic(evidence: Evidence, stretches: tuple[SkippedStretch, ...], found: C
     cause = main_cause(stretches)
     where = _where(found)
     if cause is None:
+        if not skips.seen:
+            return LossScaleAccount("unknown", "The loss scale is not known yet: no step was seen.", stretches, found)
         if skips.skipped or skips.last_scale is None:  # judged by sampled steps alone, or never looked at
             return LossScaleAccount("unknown", f"The loss scale: {scale}, {amount}.", stretches, found)
         text = f"The loss scale is healthy: it stands at {scale}, and no step was skipped."
@@ -164,12 +166,20 @@ def _dynamic(evidence: Evidence, stretches: tuple[SkippedStretch, ...], found: C
         text = f"The loss scale is healthy: it stands at {scale}, and overflowed {_joined(parts)} ({amount})."
         return LossScaleAccount("good", f"{text}{_growth(evidence)}", stretches, found)
     falling = "is falling" if not worst.recovered else "fell"
-    at = f"step {worst.earliest:,}" if worst.is_exact else f"between step {worst.earliest:,} and {worst.latest:,}"
+    at = _at(worst)
     if worst.cause == "bad_batch":
         text = f"The loss scale is not to blame for {counted(worst.skipped, 'skipped step')} ({at}): {CAUSES[cause]}."
         return LossScaleAccount("attention", f"{text}{where}", stretches, found)
     text = f"The loss scale {falling}, to {scale} by now ({amount}; {at}): {CAUSES[cause]}.{where}"
     return LossScaleAccount("bad", text, stretches, found)
+
+
+def _at(stretch: SkippedStretch) -> str:
+    if not stretch.is_exact:
+        return f"between step {stretch.earliest:,} and {stretch.latest:,}"
+    if stretch.earliest == stretch.latest:
+        return f"step {stretch.earliest:,}"
+    return f"steps {stretch.earliest:,} to {stretch.latest:,}"
 
 
 def _where(found: Culprit | None) -> str:

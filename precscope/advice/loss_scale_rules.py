@@ -7,7 +7,8 @@ import math
 from typing import TYPE_CHECKING
 
 from precscope.advice.finding import Action, Finding, Number, Severity
-from precscope.advice.questions import float16_consumers
+from precscope.advice.questions import is_input, overflowing_inputs
+from precscope.advice.readers import float16_readers, readers_of
 from precscope.advice.wording import counted, listed, plain, quoted
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def skipped_steps(evidence: Evidence) -> Iterator[Finding]:
             ),
         },
         sentence=_told(evidence, severity, source),
-        consumers=float16_consumers(evidence, source.layer) if pinned and source else (),
+        consumers=_readers(evidence, source) if pinned and source else (),
     )
 
 
@@ -127,6 +128,10 @@ def _judge(evidence: Evidence) -> Severity:
     return "warning" if many or sinking or at_fault or longest >= limits.skips_warning else "info"
 
 
+def _readers(evidence: Evidence, source: Source) -> tuple[str, ...]:
+    return readers_of(evidence, source) if evidence.forward_sources else float16_readers(evidence, source.layer)
+
+
 def _cause(evidence: Evidence) -> Source | None:
     """Return what overflowed in the sampled steps: forward before backward, the most frequent of several."""
     sources = evidence.forward_sources or evidence.backward_sources
@@ -140,6 +145,9 @@ def _cure(evidence: Evidence, source: Source | None) -> Action:
     is_float16 = evidence.graph.by_id[source.layer].compute_dtype == "float16"
     if not is_float16:
         return "fix_layer"
+    given = overflowing_inputs(evidence, evidence.graph.by_id[source.layer])
+    if evidence.forward_sources and any(is_input(evidence.graph.by_id[tensor.layer]) for tensor in given):
+        return "scale_input"
     if evidence.forward_sources or source.layer in evidence.graph.outputs() or not recovered:
         return "keep_float32"
     return "lower_loss_scale"

@@ -78,8 +78,9 @@ def _loss(origin: OriginRecord, frame: Frame | None) -> str:
             f"the gradient of the loss held {_amount(frame)} where it arrives at the model's output "
             f"{name_of(origin.arrives_at)}{_dtype(frame)}{scale}, although the loss was finite"
         )
-    given = "" if frame is None or frame.output_min is None else f" ({_span(frame.output_min, frame.output_max)})"
-    return f"the loss function turned finite outputs of the model{given} into infinity or NaN"
+    given = "" if frame is None or frame.input_min is None else f" ({_span(frame.input_min, frame.input_max)})"
+    made = "NaN" if frame is not None and frame.nans else "infinity"
+    return f"the loss function turned finite outputs of the model{given} into {made}"
 
 
 def _backward(origin: OriginRecord, frame: Frame | None) -> str:
@@ -119,7 +120,7 @@ def _amount(frame: Frame | None) -> str:
         return "infinities or NaN"
     parts = [counted(frame.infinities, "infinity").replace("infinitys", "infinities")] if frame.infinities else []
     parts += [f"{frame.nans:,} NaN"] if frame.nans else []
-    return f"{' and '.join(parts)} (of {frame.count:,})"
+    return f"{' and '.join(parts)} (of {frame.elements:,})"
 
 
 def _dtype(frame: Frame | None) -> str:

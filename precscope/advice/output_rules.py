@@ -77,6 +77,7 @@ def output_in_16_bits(evidence: Evidence) -> Iterator[Finding]:
             severity="warning" if harmed else "info",
             confidence="observed",
             action="keep_float32" if harmed else "none",
+            alternative="from_logits" if harmed else None,
             numbers={"tiny probabilities": Number(tiny, limit, "share")} if tiny else {},
             sentence=f"The model's output {quoted(name)} is {tensors[0].dtype}; Keras advises float32. {detail}",
         )

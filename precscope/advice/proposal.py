@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from precscope.advice import Evidence, analyze, keep_float32
 from precscope.advice.wording import counted, listed
 from precscope.formats import FORMATS
+from precscope.origin_records import is_code_id
 from precscope.policy import MODEL, KeptLayer, MadeFor, OptimizerNeeds, Pin, Policy, Proof, Reason
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def propose_policy(evidence: Evidence, findings: Sequence[Finding], pins: Sequen
     """
     record = evidence.record
     pins = keep_float32(findings) if pins is None else pins
-    types = {layer.id: layer.type for layer in evidence.layers if layer.id != MODEL}
+    types = {layer.id: layer.type for layer in evidence.layers if not is_code_id(layer.id)}
     default = _advised_default(evidence, findings, pins)
     return Policy(
         default=default,
@@ -131,7 +132,7 @@ def default_policy(evidence: Evidence) -> str:
 
     The model's own policy will not do: layers may have been given theirs one by one.
     """
-    floating = [layer for layer in evidence.layers if layer.compute_dtype in FORMATS]
+    floating = [layer for layer in evidence.layers if layer.compute_dtype in FORMATS and not is_code_id(layer.id)]
     narrow = [layer for layer in floating if FORMATS[layer.compute_dtype].bits == 16]
     counts = Counter(layer.policy for layer in narrow or floating)
     return counts.most_common(1)[0][0] if counts else str(evidence.record.model.get("dtype_policy") or "float32")
@@ -150,7 +151,7 @@ def _off_the_default(evidence: Evidence) -> tuple[KeptLayer, ...]:
     default = default_policy(evidence)
     own = evidence.record.model.get("dtype_policy")
     model = [KeptLayer(MODEL, str(own))] if own and own != default else []
-    layers = [layer for layer in evidence.layers if layer.type != "InputLayer" and layer.id != MODEL]
+    layers = [layer for layer in evidence.layers if layer.type != "InputLayer" and not is_code_id(layer.id)]
     return tuple(model + [KeptLayer(layer.id, layer.policy) for layer in layers if layer.policy != default])
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from precscope.advice.sources import Source
     from precscope.records import LayerRecord, TensorRecord
 
-__all__ = ["float16_consumers", "is_input", "nonfinite_numbers", "outputs_of", "overflowing_inputs"]
+__all__ = ["is_input", "nonfinite_numbers", "outputs_of", "overflowing_inputs"]
 
 _FLOAT16 = FORMATS["float16"]
 
@@ -29,24 +29,10 @@ def outputs_of(evidence: Evidence, layers: Iterable[str], dtype: str | None = No
     return [tensor for name in layers for tensor in evidence.tensors("activation", layer=name, dtype=dtype)]
 
 
-def float16_consumers(evidence: Evidence, layer: str) -> tuple[str, ...]:
-    """Return the layers that read the output of `layer` and would cast it to float16.
-
-    Of a reader that was not recorded (a Flatten, say) nothing tells that its own output is smaller: its readers count.
-    """
-    graph, found = evidence.graph, dict[str, None]()
-    pending = [layer]
-    while pending:
-        for name in graph.consumers(pending.pop()):
-            if name not in found and graph.by_id[name].compute_dtype == "float16":
-                found[name] = None
-                pending += [name] if graph.by_id[name].unseen is not None else []
-    return tuple(name for name in graph.innermost(found) if name != layer)
-
-
 def overflowing_inputs(evidence: Evidence, layer: LayerRecord) -> list[TensorRecord]:
     """Return the tensors of a wider range that a float16 layer reads and float16 cannot hold."""
-    if layer.compute_dtype != "float16" or layer.id in evidence.graph.contents or is_input(layer):
+    casts = layer.compute_dtype == "float16" and layer.autocast
+    if not casts or layer.id in evidence.graph.contents or is_input(layer):
         return []
     given = outputs_of(evidence, evidence.graph.producers(layer.id))
     wider = [tensor for tensor in given if FORMATS[tensor.dtype].max > _FLOAT16.max]

@@ -10,7 +10,15 @@ from precscope.advice.evidence import Evidence
 from precscope.advice.finding import Finding
 from precscope.advice.gradient_rules import gradient_leak, gradient_overflow
 from precscope.advice.loss_scale_rules import loss_scale_floor, skipped_steps, unwrapped_optimizer
+from precscope.advice.measured_rules import (
+    measured_backward_error,
+    measured_break,
+    measured_error,
+    measured_underflow,
+)
+from precscope.advice.origin_rules import nonfinite_origin
 from precscope.advice.output_rules import loss_not_finite, output_in_16_bits
+from precscope.advice.replica_rules import lone_overflow
 from precscope.advice.weight_rules import bad_weights, lost_updates
 
 __all__ = ["RULES", "Rule"]
@@ -21,15 +29,21 @@ Rule = Callable[[Evidence], Iterable[Finding]]
 RULES: tuple[Rule, ...] = (
     bad_input,
     cast_overflow,
+    lone_overflow,
     activation_overflow,
+    measured_break,
     loss_not_finite,
     gradient_overflow,
+    nonfinite_origin,
     bad_weights,
     loss_scale_floor,
     skipped_steps,
+    measured_error,
     activation_headroom,
     unwrapped_optimizer,
+    measured_underflow,
     gradient_leak,
+    measured_backward_error,
     output_in_16_bits,
     lost_updates,
 )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from precscope.advice import keep_float32
 from precscope.formats import FORMATS
+from precscope.origin_records import is_code_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -25,8 +27,9 @@ def further_layers(evidence: Evidence, findings: Sequence[Finding]) -> tuple[str
     """Return the other 16-bit layers in the order in which a set that does not suffice grows.
 
     First the layers that any finding names, whatever it advises and however mild; then the neighbours of all these, for
-    what leaves the range of a layer hurts those that read it; then the model's outputs, and the rest from the loss
-    backwards, where gradients overflow first. Layers that only hand tensors on to the layers inside come last.
+    what leaves the range of a layer hurts those that read it; then by each layer's own error, where a reference step
+    measured it; then the model's outputs, and the rest from the loss backwards, where gradients overflow first. Layers
+    that own others come last: a pin on them covers all these.
     """
     suspects = suspected_layers(findings)
     named = [name for finding in findings for name in (finding.layer, *finding.consumers) if name is not None]
@@ -38,13 +41,25 @@ def further_layers(evidence: Evidence, findings: Sequence[Finding]) -> tuple[str
         for neighbour in (*graph.consumers(name), *graph.producers(name))
     ]
     rest = [layer.id for layer in reversed(evidence.layers)]
-    ordered = dict.fromkeys((*named, *near, *graph.outputs(), *rest))
+    ordered = dict.fromkeys((*named, *near, *_by_own_error(evidence), *graph.outputs(), *rest))
     narrow = [name for name in ordered if name in graph.by_id and _computes_in_16_bits(evidence, name)]
     return tuple(name for name in _owners_last(narrow, graph.contents) if name not in suspects)
 
 
+def _by_own_error(evidence: Evidence) -> list[str]:
+    """Return the layers that reference steps measured, the one that adds most error by itself first."""
+    worst: dict[str, float] = {}
+    for record in evidence.run.reference:
+        broken = (record.own_overflowed or 0) + (record.own_nans or 0)
+        error = math.inf if broken else record.own_relative_error or 0.0
+        worst[record.layer] = max(error, worst.get(record.layer, 0.0))
+    return sorted(worst, key=lambda layer: -worst[layer])
+
+
 def _computes_in_16_bits(evidence: Evidence, name: str) -> bool:
     dtype = evidence.graph.by_id[name].compute_dtype
+    if is_code_id(name):
+        return False
     return dtype in FORMATS and FORMATS[dtype].bits == 16 and evidence.graph.by_id[name].type != "InputLayer"
 
 

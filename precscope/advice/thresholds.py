@@ -22,9 +22,17 @@ class Thresholds:
 
     headroom_warning_bits: float = _threshold(2.0, "Warn when fewer bits are left below the format's largest number.")
     headroom_error_bits: float = _threshold(1.0, "Error when fewer bits are left.")
+    singular_bits: float = _threshold(
+        6.0, "Infinities whose finite neighbours all have more bits of headroom come from a division by zero or so."
+    )
     subnormal_share_info: float = _threshold(0.05, "Mention a gradient with a larger share of subnormal values.")
     subnormal_share_warning: float = _threshold(0.5, "Warn when a larger share is subnormal and the cosine is low.")
     gradient_cosine: float = _threshold(0.999, "Warn when the gradient's cosine to the exact one may be lower.")
+    flushed_share: float = _threshold(0.01, "Warn when a larger share was flushed (measured) and the cosine is low.")
+    flushed_share_error: float = _threshold(0.1, "Error when a larger share was flushed.")
+    cosine_error: float = _threshold(0.99, "Error when a measured cosine is lower.")
+    own_error: float = _threshold(0.05, "Warn when a layer's own relative error is larger.")
+    gradient_error: float = _threshold(0.05, "No harm while the gradient of all weights is off by less.")
     output_tiny_share: float = _threshold(0.01, "Warn when a larger share of output probabilities is below normal.")
     lost_updates_share: float = _threshold(0.5, "Warn when a larger share of 16-bit weights did not move.")
     skips_warning: int = _threshold(3, "Warn after this many skipped steps in a row.")

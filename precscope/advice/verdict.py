@@ -9,6 +9,7 @@ from precscope.advice import keep_float32
 from precscope.advice.actions import advise
 from precscope.advice.wording import counted, listed
 from precscope.formats import FORMATS
+from precscope.origin_records import is_code_id
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,10 +38,17 @@ class Verdict:
 
 
 def give_verdict(evidence: Evidence, findings: Sequence[Finding]) -> Verdict:
-    """Return the answer that the findings come to."""
+    """Return the answer that the findings come to, or what was proven where batches were replayed."""
     pins = keep_float32(findings)
     serious = [finding for finding in findings if finding.severity != "info"]
     basis = _basis(evidence)
+    proof = evidence.run.verification
+    if proof is not None and proof.proven:
+        pins = proof.pins
+        serious = [finding for finding in serious if finding.action != "keep_float32" or pins]
+        if pins and not serious:
+            sentence = f"{_keep(evidence, pins)} No finding said so; replayed batches do."
+            return Verdict("attention", sentence, basis, pins)
     if serious:
         level: Literal["attention", "bad"] = "bad" if serious[0].severity == "error" else "attention"
         return Verdict(level, _diagnosis(evidence, serious, pins), basis, pins)
@@ -55,18 +63,30 @@ def give_verdict(evidence: Evidence, findings: Sequence[Finding]) -> Verdict:
 def _diagnosis(evidence: Evidence, serious: Sequence[Finding], pins: tuple[str, ...]) -> str:
     if not pins:
         return f"Float32 is not the answer here. {advise(serious[0])}"
-    first = f"Keep {len(pins)} of {counted(len(evidence.layers), 'layer')} in float32: {listed(pins, most=8)}."
+    first = _keep(evidence, pins)
     if serious[0].action == "keep_float32":
         return first
     return f"{advise(serious[0])} Then: {first[0].lower()}{first[1:]}"
 
 
+def _keep(evidence: Evidence, pins: tuple[str, ...]) -> str:
+    return f"Keep {len(pins)} of {counted(_layers(evidence), 'layer')} in float32: {listed(pins, most=8)}."
+
+
+def _layers(evidence: Evidence) -> int:
+    """Return how many layers the model has, the batch and code between layers left aside."""
+    return sum(not is_code_id(layer.id) for layer in evidence.layers)
+
+
 def _basis(evidence: Evidence) -> str:
-    recorded = len({tensor.layer for tensor in evidence.run.tensors if tensor.kind == "activation"})
+    outputs = {tensor.layer for tensor in evidence.run.tensors if tensor.kind == "activation"}
+    recorded = sum(not is_code_id(name) for name in outputs)
     samples = evidence.samples
-    layers = f"{recorded} of {counted(len(evidence.layers), 'layer')} recorded"
+    layers = f"{recorded} of {counted(_layers(evidence), 'layer')} recorded"
+    if not samples and not recorded:
+        return f"Nothing was recorded yet of {counted(_layers(evidence), 'layer')}."
     if not samples:
-        return f"The output of {recorded} of {counted(len(evidence.layers), 'layer')} is to be recorded."
+        return f"The output of {recorded} of {counted(_layers(evidence), 'layer')} is to be recorded."
     first, last = samples[0].step, samples[-1].step
     if len(samples) == 1:
         return f"Seen in one step only, step {last:,}; {layers}."

@@ -133,6 +133,17 @@ def _reduced(op: Any) -> int | None:
 
 def _integer_cast(op: Any) -> Iterable[tuple[str, _Risk]]:
     source, target = op.inputs[0].dtype, op.outputs[0].dtype.name
+    if source.name in ("float16", "bfloat16") and op.outputs[0].dtype.is_integer and op.inputs[0].shape.rank:
+        limit = FORMATS[source.name].largest_exact_integer
+        yield (
+            "integers_cast",
+            _Risk(
+                "warning",
+                f"{source.name} numbers become integers: ids above {limit:,} have collided before",
+                "Hand ids over as integers, which no policy casts, or give the layer autocast=False.",
+            ),
+        )
+        return
     # Counts that the graph knows (a shape, say) and flags are small.
     if target not in ("float16", "bfloat16") or not source.is_integer or op.inputs[0].shape.rank in (None, 0):
         return

@@ -30,7 +30,7 @@ const heat = (value, warm, hot) => (value === null ? "" : value > hot ? " hot" :
 
 // title, width, sorting value, cell text, and whether most comes first; recomputed where the choice matters.
 const COLUMNS = {
-  rank: { title: "Layer", width: "15rem", of: (l) => l.rank },
+  rank: { title: "Layer", width: "14rem", of: (l) => l.rank },
   type: { title: "Type", width: "10rem", of: (l) => l.type },
   dtype: { title: "Computes in", of: (l) => l.dtype },
   headroom: { title: "Headroom, bits", number: true, of: (l) => l.headroom, text: (v) => v.toFixed(1),

@@ -97,6 +97,7 @@ function drawRows(context, layout) {
     context.fillStyle = style("--shade");
     context.fillRect(left, HEAD, layout.panel, space);
     context.drawImage(map.picture, panel * BINS, first, BINS, last - first, left, y, layout.panel, (last - first) * layout.row);
+    drawBorders(context, layout, left);
   });
   if (layout.row >= 12) drawLines(context, layout, first, last);
   else drawGroups(context, layout, first, last);
@@ -135,6 +136,9 @@ function drawNonfinite(context, layout, layer, kind, left, middle) {
   const text = words.filter(Boolean).join(" ");
   if (!text && found.length) return;
   context.textAlign = "right";
+  context.strokeStyle = style("--shade");
+  context.lineWidth = 4;
+  context.strokeText(text || "not recorded", left + layout.panel - 5, middle); // keeps it apart from what is below
   context.fillStyle = style(text ? "--bad" : "--muted");
   context.fillText(text || "not recorded", left + layout.panel - 5, middle);
   context.textAlign = "left";
@@ -164,10 +168,30 @@ function drawGroups(context, layout, first, last) {
   }
 }
 
-// Titles, the names of the bands, their borders and the axis.
+const placeOf = (exponent, layout, left) =>
+  left + (Math.min(Math.max(exponent - run.exponentMin, 0), BINS) / BINS) * layout.panel;
+
+// The limits of the format: above the picture, and below the words in it.
+function drawBorders(context, layout, left) {
+  context.strokeStyle = style("--ink");
+  context.globalAlpha = 0.55;
+  context.setLineDash([3, 3]);
+  for (const border of run.formats[choice.format].borders) {
+    const x = placeOf(border, layout, left);
+    if (x <= left || x >= left + layout.panel) continue;
+    context.beginPath();
+    context.moveTo(x, HEAD);
+    context.lineTo(x, layout.height - FOOT);
+    context.stroke();
+  }
+  context.setLineDash([]);
+  context.globalAlpha = 1;
+}
+
+// Titles, the names of the bands and the axis.
 function drawFrame(context, layout, left, panel) {
   const { borders } = run.formats[choice.format];
-  const x = (exponent) => left + (Math.min(Math.max(exponent - run.exponentMin, 0), BINS) / BINS) * layout.panel;
+  const x = (exponent) => placeOf(exponent, layout, left);
   const bottom = layout.height - FOOT;
   context.textAlign = "left";
   context.fillStyle = style("--ink");
@@ -186,18 +210,6 @@ function drawFrame(context, layout, left, panel) {
     context.fillStyle = style("--muted");
     if (end - start > context.measureText(name).width + 4) context.fillText(name, (start + end) / 2, HEAD - 19);
   });
-  context.strokeStyle = style("--ink");
-  context.globalAlpha = 0.55;
-  context.setLineDash([3, 3]);
-  for (const border of borders) {
-    if (x(border) <= left || x(border) >= left + layout.panel) continue;
-    context.beginPath();
-    context.moveTo(x(border), HEAD);
-    context.lineTo(x(border), bottom);
-    context.stroke();
-  }
-  context.setLineDash([]);
-  context.globalAlpha = 1;
   context.fillStyle = style("--muted");
   const every = layout.panel > 380 ? 10 : 20;
   for (let exponent = -40; exponent <= 10; exponent += every) {

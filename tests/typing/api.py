@@ -35,3 +35,11 @@ def options() -> precscope.Options:
 
 def catch_all(error: BaseException) -> bool:
     return isinstance(error, precscope.PrecScopeError)
+
+
+def apply_a_policy(model: object, path: Path) -> object:
+    with precscope.policy_scope(path) as scope:
+        pass
+    applied = precscope.apply_policy(model, "policy.yaml", optimizer=None)
+    assert_type(applied.wrapped, bool)
+    return scope.model

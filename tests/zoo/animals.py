@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.zoo import attention, healthy, integers, norms, outputs, ranges, scaling
+from tests.zoo import attention, healthy, integers, norms, outputs, ranges, scaling, second
 
 if TYPE_CHECKING:
     from tests.zoo.case import Case
@@ -19,6 +19,7 @@ ZOO: tuple[Case, ...] = (
     *integers.CASES,
     *scaling.CASES,
     *healthy.CASES,
+    *second.CASES,
 )
 
 

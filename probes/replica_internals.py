@@ -1,0 +1,108 @@
+"""The door to what TensorFlow's distribution strategies do not promise to keep.
+
+Everything here was read in TensorFlow 2.21; when a new release breaks PrecScope under a strategy, it should break here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+from tensorflow.python.ops.resource_variable_ops import ResourceVariable
+
+__all__ = ["ONE_REPLICA", "Replicas", "local_sum", "mean_loss", "plain_variable", "replica_here", "replicas_of"]
+
+
+@dataclass(frozen=True)
+class Replicas:
+    """The replicas that a strategy trains, and those of them that this process runs.
+
+    Attributes:
+        strategy: The strategy's class name ("MirroredStrategy").
+        total: Number of replicas, over all workers.
+        devices: Devices of this process' replicas; empty where a replica cannot be told from another (a TPU).
+        first: Number of this process' first replica among all.
+        worker: This process' number among the workers.
+        workers: Number of workers.
+    """
+
+    strategy: str
+    total: int = 1
+    devices: tuple[str, ...] = ("",)
+    first: int = 0
+    worker: int = 0
+    workers: int = 1
+
+    @property
+    def are_several(self) -> bool:
+        """Whether there is more than one replica, here or elsewhere."""
+        return self.total > 1
+
+
+#: Classes that are public by another name.
+_PUBLIC_NAMES = {"CollectiveAllReduceStrategy": "MultiWorkerMirroredStrategy"}
+#: Training without a strategy.
+ONE_REPLICA = Replicas("Strategy")
+
+
+def replicas_of(strategy: Any) -> Replicas:
+    """Return the replicas of a `tf.distribute.Strategy`; of TensorFlow's default strategy, the one."""
+    name, total, extended = type(strategy).__name__, int(strategy.num_replicas_in_sync), strategy.extended
+    name = _PUBLIC_NAMES.get(name, name)
+    if total <= 1:
+        return Replicas(name)
+    if not hasattr(extended, "_get_replica_id_in_sync_group"):  # the strategies that run a thread for each replica
+        return Replicas(name, total, devices=())
+    worker, workers = _place_in_cluster(strategy)
+    first = extended._get_replica_id_in_sync_group(0)
+    return Replicas(name, total, tuple(map(str, extended.worker_devices)), int(first), worker, workers)
+
+
+def _place_in_cluster(strategy: Any) -> tuple[int, int]:
+    """Return this worker's number and how many there are; a chief, where the cluster has one, comes first."""
+    resolver = getattr(strategy, "cluster_resolver", None)
+    tasks = {} if resolver is None or resolver.cluster_spec() is None else resolver.cluster_spec().as_dict()
+    counts = {job: len(tasks[job]) for job in ("chief", "worker") if job in tasks}
+    if sum(counts.values()) <= 1 or resolver is None:
+        return 0, 1
+    before = counts.get("chief", 0) if resolver.task_type == "worker" else 0
+    return before + int(resolver.task_id), sum(counts.values())
+
+
+def replica_here(first: int) -> int | None:
+    """Return which of this process' replicas the code at hand runs for; None outside of them (cross-replica context).
+
+    Args:
+        first: Number of this process' first replica among all.
+    """
+    context = tf.distribute.get_replica_context() if tf.distribute.has_strategy() else None
+    number = None if context is None else tf.get_static_value(context._replica_id_in_sync_group)
+    return None if number is None else int(number) - first
+
+
+def plain_variable(value: Any, name: str, device: str | None = None) -> Any:
+    """Return a variable that no strategy mirrors, made outside of any function that is being traced.
+
+    A strategy's own variable would be made on every worker together: one that samples alone would wait for ever.
+    """
+    with tf.init_scope(), tf.device(device):
+        return ResourceVariable(value, trainable=False, name=name)
+
+
+def mean_loss(loss: Any) -> float:
+    """Return the loss that a custom loop tells: a number, or one for each replica, whose mean is taken."""
+    if isinstance(loss, tf.distribute.DistributedValues):
+        return sum(float(component) for component in loss.values) / len(loss.values)
+    return float(loss)
+
+
+def local_sum(variable: Any) -> Any:
+    """Return the value of a metric's variable, as a NumPy array: the sum over this process' replicas.
+
+    Reading such a variable as a whole would sum over all workers, which waits until each of them asks for it.
+    """
+    value = getattr(variable, "value", variable)
+    if isinstance(value, tf.distribute.DistributedValues):
+        return sum(component.numpy() for component in value.values)
+    return value.numpy()

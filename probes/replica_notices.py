@@ -1,0 +1,39 @@
+"""What a session has to say about a training on several devices before it begins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import keras
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from precscope.options import Options
+    from precscope.probes.replica_internals import Replicas
+
+__all__ = ["replica_notices"]
+
+
+def replica_notices(replicas: Replicas, options: Options) -> Iterator[tuple[Literal["info", "warning"], str]]:
+    """Yield what is not as the user may expect it, with its level."""
+    if keras.distribution.distribution() is not None:
+        name = type(keras.distribution.distribution()).__name__
+        yield (
+            "warning",
+            f"keras.distribution.{name} has no effect on TensorFlow: Keras trains the model on one device. Use "
+            "tf.distribute.MirroredStrategy for several.",
+        )
+    if not replicas.devices:
+        yield (
+            "warning",
+            f"{replicas.total} replicas train under {replicas.strategy}; replicas can be recorded under "
+            "MirroredStrategy and MultiWorkerMirroredStrategy only, so nothing is.",
+        )
+    wanted = [name for name in ("tripwire", "keep_batches_mib") if replicas.are_several and getattr(options, name)]
+    if wanted:
+        yield (
+            "warning",
+            f"{' and '.join(wanted)}: not with {replicas.total} replicas. A batch is kept of a training on one device "
+            "only, for there it can be run again; everything else is recorded.",
+        )

@@ -1,0 +1,175 @@
+"""When a replay passes, and at which loss scales: on made-up numbers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from precscope.errors import RunDirectoryError
+from precscope.policy import Price
+from precscope.replay import Criterion, JudgedScales, Measured, VariableComparison, judge_replay, scales_to_judge
+from precscope.verification import PricedPolicy, Verification, read_verification, write_verification
+
+
+def comparison(layer="hidden", cosine=1.0, length=1.0, ratio=1.0, finite=True):
+    return VariableComparison(layer, "kernel", cosine * length * length * ratio, length, length * ratio, finite)
+
+
+def judged(*comparisons, loss=0.5, reference=0.5, outputs_finite=True):
+    return judge_replay(
+        comparisons or [comparison()],
+        step=7,
+        loss_scale=1024.0,
+        loss=loss,
+        loss_reference=reference,
+        outputs_finite=outputs_finite,
+        criterion=Criterion(),
+    )
+
+
+def test_equal_gradients_pass_with_cosine_1():
+    replay = judged(comparison("a"), comparison("b", length=2.0))
+    assert replay.passed
+    assert replay.why_not is None
+    assert (replay.cosine, replay.length_ratio) == (pytest.approx(1.0, abs=1e-15), pytest.approx(1.0, abs=1e-15))
+
+
+def test_the_cosine_is_that_of_all_variables_together():
+    """Two orthogonal parts of lengths 3 and 4, the second turned by 90 degrees: cosine 9 / 25."""
+    replay = judged(comparison("a", length=3.0), comparison("b", length=4.0, cosine=0.0))
+    assert replay.cosine == pytest.approx(9 / 25, abs=1e-15)
+    assert replay.why_not == "the gradient's cosine to float32 is 0.36000, below 0.999"
+    assert (replay.worst_variable, replay.worst_cosine) == ("b/kernel", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("replay", "why_not"),
+    [
+        (judged(outputs_finite=False), "the model's output is not finite"),
+        (judged(loss=math.nan), "the loss is not finite"),
+        (judged(comparison("a"), comparison("b", finite=False)), "the gradient of 'b' is not finite"),
+        (
+            judged(comparison("a", finite=False), comparison("b", finite=False)),
+            "the gradient of 'b' is not finite, nor that of 1 other layer",
+        ),
+        (judged(comparison(ratio=0.0)), "the gradient is zero and is not in float32"),
+        (judged(comparison(ratio=1.06)), "the gradient is 1.06 times as long as in float32"),
+        (judged(loss=0.51), "the loss is 0.51, in float32 0.5"),
+    ],
+)
+def test_what_fails_is_said(replay, why_not):
+    assert not replay.passed
+    assert replay.why_not == why_not
+
+
+def test_just_inside_the_limits_passes():
+    assert judged(comparison(cosine=0.9991, ratio=1.049), loss=0.505).passed
+    assert judged(loss=1e-6, reference=9e-5).passed  # below the floor, a relative difference says nothing
+    assert judged(loss=None, reference=None).passed
+
+
+def test_a_small_variable_that_turned_is_found_behind_a_whole_that_did_not():
+    replay = judged(comparison("big", length=100.0), comparison("small", cosine=0.5))
+    assert replay.cosine > 0.999
+    assert replay.why_not == "the gradient of 'small/kernel' has the cosine 0.50000, below 0.99"
+    assert "is zero" in judged(comparison("big", length=100.0), comparison("small", ratio=0.0)).why_not
+
+
+def test_a_variable_of_rounding_errors_is_not_judged_alone():
+    """A bias before a normalization has no gradient but rounding errors."""
+    assert judged(comparison("big", length=1e5), comparison("bias", cosine=-1.0)).passed
+
+
+def test_no_gradient_at_all_in_either_pass_is_no_difference():
+    assert judged(comparison(length=0.0)).passed
+
+
+@pytest.mark.parametrize(
+    ("initial", "settled", "dynamic", "judged_scales", "informing"),
+    [
+        (None, None, True, (1.0,), ()),
+        (2.0**15, None, True, (2.0**15,), ()),
+        (2.0**15, 2.0**15, True, (2.0**15,), ()),
+        (2.0**15, 2.0**18, True, (2.0**15, 2.0**18), ()),
+        (2.0**15, 2.0**12, True, (2.0**12,), (2.0**15,)),  # three probes
+        (2.0**15, 2.0**11, True, (2.0**15,), (2.0**11,)),  # sunk: a fault
+        (2.0**15, 0.0, True, (2.0**15,), ()),
+        (128.0, 64.0, False, (128.0,), ()),
+    ],
+)
+def test_the_loss_scales_that_count(initial, settled, dynamic, judged_scales, informing):
+    assert scales_to_judge(initial, settled, dynamic) == JudgedScales(judged_scales, informing)
+
+
+def test_only_judged_replays_count_and_the_worst_of_them_is_shown():
+    good, turned, broken = judged(), judged(comparison(cosine=0.9)), judged(outputs_finite=False)
+    assert Measured((good, broken), 1).passed
+    assert not Measured((good, turned), 2).passed
+    assert Measured((good, turned), 2).worst is turned
+
+
+# verification.yaml
+
+
+def verification(**changes):
+    measured = Measured((judged(), judged(comparison(cosine=0.5))), 1)
+    values = {
+        "proven": True,
+        "is_minimal": True,
+        "default": "mixed_float16",
+        "pins": ("head",),
+        "suspects": ("head", "norm"),
+        "left_out": {"custom": "its output is float16"},
+        "batches": (3, 40),
+        "weights": "as kept with each batch",
+        "before": Measured((judged(outputs_finite=False),), 1),
+        "after": measured,
+        "bfloat16": Measured((judged(),), 1),
+        "trials": 4,
+        "criterion": Criterion(),
+        "prices": {name: PricedPolicy(1.5, 0.1, None, 4) for name in ("plain", "policy", "float32")},
+        "pin_prices": {"head": Price(0.25, None, 2)},
+        "timed_passes": 11,
+        "device": "2 CPU cores",
+        "unix_s": 1.5,
+    }
+    return Verification(**(values | changes))
+
+
+def test_a_verification_is_written_and_read_again(tmp_path):
+    written = verification()
+    write_verification(tmp_path, written)
+    assert read_verification(tmp_path) == written
+    write_verification(tmp_path, verification(after=None, proven=False, prices={"plain": PricedPolicy(math.nan)}))
+    read = read_verification(tmp_path)
+    assert read.after is None
+    assert read.prices["plain"].time_ms is None
+    assert [file.name for file in tmp_path.iterdir()] == ["verification.yaml"]
+
+
+def test_without_one_there_is_none(tmp_path):
+    assert read_verification(tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace("version: 1", "version: 9"), "written by a newer PrecScope"),
+        (lambda text: text.replace("format: precscope-verification", "format: x"), "does not say"),
+        (lambda text: text[: len(text) // 2], "cut off|not valid YAML"),
+        (lambda text: text.replace("trials:", "trails:"), "missing or of a wrong type"),
+        (lambda text: text.replace("judged: 1", "juged: 1"), "missing or of a wrong type"),
+    ],
+)
+def test_a_damaged_one_is_told(tmp_path, change, message):
+    write_verification(tmp_path, verification())
+    file = tmp_path / "verification.yaml"
+    file.write_text(change(file.read_text()))
+    with pytest.raises(RunDirectoryError, match=message):
+        read_verification(tmp_path)
+
+
+def test_a_price_is_the_difference_of_what_was_measured():
+    assert PricedPolicy(3.0, 0.1, 20.0, 7).beside(PricedPolicy(2.5, 0.1, 12.0, 9)) == Price(0.5, 8.0, -2)
+    assert PricedPolicy(3.0, 0.1, None, None).beside(PricedPolicy()) == Price(None, None, None)

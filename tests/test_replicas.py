@@ -1,0 +1,178 @@
+"""Trainings on several devices, in processes of their own: two logical CPU devices, and two workers on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from precscope.advice.evidence import Evidence
+from precscope.advice.replica_rules import lone_overflow
+from precscope.reader import Run, open_run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_MOST_S = 600
+
+
+def finished(processes: Sequence[subprocess.Popen[str]]) -> list[Any]:
+    """Return what each process printed last, as JSON; none outlives the test."""
+    try:
+        outputs = [process.communicate(timeout=_MOST_S) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    for process, (_, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, errors[-3000:]
+    return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+
+
+def start(repository: Path, *arguments: str) -> subprocess.Popen[str]:
+    environment = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=repository, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def column(run: Run, layer: str, kind: Any, name: str = "0") -> int:
+    return next(tensor.index for tensor in run.find(layer, kind) if tensor.name == name)
+
+
+# MirroredStrategy
+
+
+@pytest.fixture(scope="module")
+def mirrored(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> tuple[Path, dict[str, Any], list[str]]:
+    folder = tmp_path_factory.mktemp("mirrored")
+    (told,) = finished([start(repository, "tests.replica_training", str(folder))])
+    return folder, told["results"], told["warnings"]
+
+
+def test_a_session_whose_samples_never_come_due_changes_no_bit_under_a_strategy(mirrored):
+    _, results, warnings = mirrored
+    assert results["never due"] == results["plain"]
+    assert warnings == ["PrecScope: nothing was recorded: 16 train steps were seen, and none of them was sampled."]
+
+
+def test_sampled_steps_train_on(mirrored):
+    """Both trainings end where a tap's rounding may lead: the last loss agrees to a few float16 epsilon."""
+    folder, results, _ = mirrored
+    plain, sampled = (json.loads(results[name][0]) for name in ("plain", "sampled"))
+    np.testing.assert_allclose(sampled, plain, atol=2.0**-8)
+    assert [sample.step for sample in open_run(folder / "sampled").samples] == [1, 3, 6, 9, 12]
+
+
+def test_every_replica_is_recorded(mirrored):
+    """Four examples, two for each replica: all numbers by hand, for x = [[1, 2], [3, 4]] and [[-5, 6], [7, 80]]."""
+    run = open_run(mirrored[0] / "known")
+    assert [(item.number, item.worker) for item in run.replicas] == [(0, 0), (1, 0)]
+    assert [item.device[-5:] for item in run.replicas] == ["CPU:0", "CPU:1"]
+    assert (run.record.model["strategy"], run.record.model["replicas"]) == ("MirroredStrategy", 2)
+    outputs = run.statistics(0, column(run, "sum", "activation"))  # 3, 7 and 1, 87
+    assert (outputs.count, outputs.min, outputs.max, outputs.mean) == (4, 1.0, 87.0, 24.5)
+    first, second = (item.scalars[column(run, "sum", "activation")] for item in run.replica_samples(0))
+    assert (first["count"], first["min"], first["max"]) == (2, 3, 7)
+    assert (second["count"], second["min"], second["max"]) == (2, 1, 87)
+    # d mean(y^2)/dw over both halves; each replica holds its share, half of its own mean: sum(y x) / 2.
+    first, second = (item.scalars[column(run, "sum", "weight_gradient", "kernel")] for item in run.replica_samples(0))
+    assert (first["min"], first["max"]) == ((3 * 1 + 7 * 3) / 2, (3 * 2 + 7 * 4) / 2)
+    assert (second["min"], second["max"]) == ((1 * -5 + 87 * 7) / 2, (1 * 6 + 87 * 80) / 2)
+
+
+def test_the_loss_is_each_replicas_own_and_their_mean(mirrored):
+    run = open_run(mirrored[0] / "known")
+    assert [item.loss for item in run.replica_samples(0)] == [(9 + 49) / 2, (1 + 87**2) / 2]
+    assert run.samples[0].loss == (9 + 49 + 1 + 87**2) / 4
+
+
+def test_a_replica_that_alone_overflows_is_named(mirrored):
+    """And what Keras makes of it: it asks its first replica alone, applies the update, and the weights are lost."""
+    folder, results, _ = mirrored
+    run = open_run(folder / "overflow")
+    assert not results["overflow"]["finite"]
+    assert run.samples[0].applied is True
+    place = column(run, "hidden", "activation")
+    bad = [
+        item.scalars[["positive_infinities", "negative_infinities", "nans"]][place] for item in run.replica_samples(0)
+    ]
+    assert [sum(counts.tolist()) for counts in bad] == [0, 64]
+    (finding,) = lone_overflow(Evidence(run))
+    assert (finding.layer, finding.severity) == ("hidden", "error")
+    assert "only replica 1 (worker 0) of 2 replicas held infinities or NaN, first in the output of 'hidden'" in (
+        finding.sentence
+    )
+    assert list(lone_overflow(Evidence(open_run(folder / "sampled")))) == []
+
+
+def test_a_loop_of_ones_own_under_a_strategy(mirrored):
+    folder, results, _ = mirrored
+    plain, profiled = (json.loads(results[name][0]) for name in ("loop plain", "loop"))
+    np.testing.assert_allclose(profiled, plain, atol=2.0**-8)
+    run = open_run(folder / "loop")
+    assert [sample.step for sample in run.samples] == [1, 3, 6]
+    assert {tensor.kind for tensor in run.tensors} == {"activation", "gradient", "weight", "weight_gradient"}
+    assert [sample.loss for sample in run.samples] == pytest.approx([profiled[1], profiled[3], profiled[6]], rel=1e-6)
+    first, second = run.replica_samples(0)
+    assert first.loss != second.loss
+    place = column(run, "hidden", "activation")
+    assert run.scalars["count"][0, place] == 2 * first.scalars["count"][place] > 0
+    assert run.loss_scales[-1].steps_applied == 8
+
+
+# MultiWorkerMirroredStrategy
+
+
+def free_ports(number: int) -> list[str]:
+    """Return ports of this machine that were free a moment ago."""
+    sockets = [socket.socket() for _ in range(number)]
+    try:
+        for item in sockets:
+            item.bind(("127.0.0.1", 0))
+        return [str(item.getsockname()[1]) for item in sockets]
+    finally:
+        for item in sockets:
+            item.close()
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> tuple[Path, list[dict[str, Any]]]:
+    folder, ports = tmp_path_factory.mktemp("workers"), ",".join(free_ports(2))
+    commands = [("tests.worker_training", str(number), ports, str(folder)) for number in range(2)]
+    return folder / "run", finished([start(repository, *command) for command in commands])
+
+
+def test_workers_train_as_without_precscope_though_each_samples_at_steps_of_its_own(workers):
+    _, results = workers
+    for result in results:
+        plain, profiled = (json.loads(result[name][0]) for name in ("plain", "profiled"))
+        assert len(plain) == 12
+        np.testing.assert_allclose(profiled, plain, atol=2.0**-8)
+    assert results[0]["profiled"] == results[1]["profiled"]  # the workers still agree to the bit
+
+
+def test_each_worker_writes_a_file_and_the_run_holds_both(workers):
+    path, _ = workers
+    assert {file.name for file in path.iterdir()} == {"run.yaml", "worker-0.sqlite", "worker-1.sqlite"}
+    run = open_run(path)
+    assert [(worker.number, worker.status, worker.samples) for worker in run.workers] == [
+        (0, "finished", 3),
+        (1, "finished", 4),
+    ]
+    assert [(item.number, item.worker) for item in run.replicas] == [(0, 0), (1, 1)]
+    assert (run.record.model["strategy"], run.record.model["workers"]) == ("MultiWorkerMirroredStrategy", 2)
+    assert run.notices == ()
+    assert [sample.step for sample in run.samples] == [1, 3, 4, 6, 8, 9]
+    place = column(run, "hidden", "activation")
+    counts = run.scalars["count"][:, place].tolist()
+    assert counts == [128, 64, 64, 64, 64, 64]  # step 1 by both: 16 examples of 8 units
+    both = [item.scalars[place] for item in run.replica_samples(0)]
+    assert run.scalars["max"][0, place] == max(item["max"] for item in both)
+    assert run.scalars["min"][0, place] == min(item["min"] for item in both)

@@ -1,0 +1,323 @@
+"""Proof by replay, on real small models: what is found, what is left alone, what is refused."""
+
+from __future__ import annotations
+
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import precscope
+from precscope.cli import main
+from precscope.errors import PolicyError, PrecScopeError, SessionError
+from precscope.policy_file import read_policy
+from precscope.probes import keras_internals, replayer
+from precscope.probes.layer_policies import model_layers
+from precscope.probes.verify import verify_model
+
+QUIET = {"profile_steps": 0, "device_interval_s": 0, "gradients": False, "weights": False}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _few_timed_passes():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replayer, "_MOST_PASSES", 3)
+        yield
+
+
+@keras.saving.register_keras_serializable("test_verify")
+class Square(keras.layers.Layer):
+    def call(self, x):
+        return keras.ops.square(x)
+
+
+class Stubborn(Square):
+    """Computes in float16 whatever its policy says."""
+
+    def call(self, x):
+        return keras.ops.square(keras.ops.cast(x, "float16"))
+
+
+class Particular(keras.layers.Layer):
+    """Takes float16 and nothing else."""
+
+    def call(self, x):
+        return x + tf.zeros([], tf.float16)
+
+
+def squares(*between, policy="mixed_float16", optimizer=None):
+    """Values near 1,000 are squared, and scaled down again: both layers have to compute in float32, or neither."""
+    keras.utils.set_random_seed(1)
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(policy)
+    try:
+        layers = [keras.Input((4,)), Square(name="square"), *between, keras.layers.Rescaling(1e-6, name="down")]
+        layers += [keras.layers.Dense(6, "tanh", name="hidden"), keras.layers.Dropout(0.2, name="drop")]
+        model = keras.Sequential([*layers, keras.layers.Dense(1, name="head")], name="squares")
+        model.compile(optimizer or "adam", "mse", run_eagerly=True)  # nothing to trace: the replay is what is tested
+    finally:
+        keras.config.set_dtype_policy(before)
+    return model
+
+
+def numbers(size=1000.0, count=64):
+    x = (size * (1 + 0.1 * np.random.default_rng(1).normal(size=(count, 4)))).astype(np.float32)
+    return x, (x**2).sum(1, keepdims=True).astype(np.float32) * np.float32(1 / (4 * size**2))
+
+
+def trained(path, model, data=None, **options):
+    x, y = numbers() if data is None else data
+    with precscope.profile(model, path, every=1, **({"keep_batches_mib": 4} | options), **QUIET) as session:
+        model.fit(x, y, batch_size=16, epochs=2, verbose=0)
+    return session
+
+
+def everything(model):
+    state = [variable.numpy().tolist() for variable in (*model.variables, *model.optimizer.variables)]
+    policies = [layer._dtype_policy.name for layer in model_layers(model).values()]
+    calls = [sorted(vars(layer)) for layer in model_layers(model).values()]
+    return state, policies, calls, model.train_function, model.optimizer
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """A run that overflows, and its verification."""
+    path = tmp_path_factory.mktemp("broken") / "run"
+    model = squares()
+    session = trained(path, model)
+    before = everything(model)
+    verification = session.verify()
+    return path, model, verification, before
+
+
+def test_a_pair_that_only_helps_together_is_proven_minimal(broken):
+    _, _, verification, _ = broken
+    assert verification.proven
+    assert verification.is_minimal
+    assert set(verification.pins) == {"square", "down"}
+    assert verification.before.worst.why_not == "the model's output is not finite"
+    assert verification.before.worst.cosine is None
+    assert verification.after.worst.cosine > 0.999
+    assert verification.trials <= 5
+    assert verification.bfloat16.judged == 3
+    assert np.isfinite(verification.bfloat16.worst.cosine)  # bfloat16 has the range
+    assert verification.weights == "as kept with each batch"
+    assert len(verification.batches) == 3
+    assert verification.prices["float32"].casts < verification.prices["plain"].casts
+    assert set(verification.pin_prices) == {"square", "down"}
+    assert verification.prices["plain"].memory_mib is None  # a CPU's allocator keeps no account
+
+
+def test_nothing_of_the_model_is_changed(broken):
+    _, model, _, before = broken
+    assert everything(model) == before
+
+
+def test_run_directory_report_and_policy_tell(broken, capsys):
+    path, _, verification, _ = broken
+    run = precscope.open_run(path)
+    assert run.verification == verification
+    policy = read_policy(path / "policy.yaml")
+    assert policy.proven
+    assert {pin.layer for pin in policy.pins} == {"square", "down"}
+    assert policy.proof.cosine_before is None
+    assert policy.proof.cosine_after > 0.999
+    assert policy.pins[0].price.time_ms is not None
+    assert main(["report", str(path)]) == 0
+    report = " ".join(capsys.readouterr().out.split())
+    assert "Proven by replaying 3 batches: 'square' and 'down' in float32 suffice." in report
+    assert re.search(
+        r"plain mixed_float16: the model's output is not finite with 'square' and 'down' in float32: (0\.999|1\.0)",
+        report,
+    )
+    assert main(["policy", str(path)]) == 0
+    assert "proven: true" in capsys.readouterr().out
+
+
+def test_the_proven_policy_trains(broken):
+    path, _, _, _ = broken
+    model, twin = squares(), squares(policy="float32")
+    precscope.apply_policy(model, path / "policy.yaml")
+    losses = []
+    for trained_one in (model, twin):
+        trained_one.run_eagerly = False
+        history = trained_one.fit(*numbers(), batch_size=16, epochs=15, verbose=0)
+        losses.append(history.history["loss"][-1])
+    assert losses[0] == pytest.approx(losses[1], rel=0.15)  # dropout draws other numbers in float16
+    assert int(model.optimizer.iterations.numpy()) == 60
+
+
+def test_the_page_shows_the_proof(broken, tmp_path):
+    path, _, _, _ = broken
+    assert main(["report", str(path), "--html", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "in float32 suffice." in page
+    assert "cosine to float32, plain mixed_float16" in page
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16"])
+def test_a_healthy_model_needs_nothing(tmp_path, policy):
+    model = squares(policy=policy)
+    session = trained(tmp_path / "run", model, numbers(size=1.0))
+    verification = session.verify()
+    assert verification.nothing_needed
+    assert verification.trials == 1
+    assert verification.pin_prices == {}
+    assert verification.bfloat16 is None
+    policy_file = read_policy(tmp_path / "run" / "policy.yaml")
+    assert (policy_file.default, policy_file.pins, policy_file.proven) == (policy, (), True)
+    assert policy_file.optimizer.loss_scale_optimizer == (policy == "mixed_float16")
+
+
+def test_inside_the_block_and_with_a_custom_loop(tmp_path):
+    model = squares(optimizer="sgd")
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.01))
+    loss_of = keras.losses.MeanSquaredError()
+
+    @tf.function
+    def step(x, y):
+        with tf.GradientTape() as tape:
+            scaled = optimizer.scale_loss(loss_of(y, model(x, training=True)))
+        optimizer.apply(tape.gradient(scaled, model.trainable_variables), model.trainable_variables)
+
+    x, y = (tf.constant(array[:16]) for array in numbers())
+    with precscope.profile(
+        model, tmp_path / "run", optimizer=optimizer, every=1, keep_batches_mib=4, **QUIET
+    ) as session:
+        watched = session.instrument(step)
+        for _ in range(4):
+            watched(x, y)
+            session.step()
+        verification = session.verify()
+        watched(x, y)
+        session.step()
+    assert set(verification.pins) == {"square", "down"}
+    assert precscope.open_run(tmp_path / "run").record.status == "finished"
+
+
+class Cast(keras.Model):
+    """A subclassed model, which casts what it is fed by a policy of its own."""
+
+    def __init__(self, **options):
+        super().__init__(**options)
+        self.scale = keras.layers.Rescaling(1e-5, name="scale", dtype=self.dtype_policy)
+        self.head = keras.layers.Dense(1, name="head", dtype=self.dtype_policy)
+
+    def call(self, x):
+        return self.head(self.scale(x))
+
+
+def test_a_subclassed_model_that_casts_its_input_is_pinned_itself(tmp_path):
+    model = Cast(dtype="mixed_float16")
+    model.compile("adam", "mse", run_eagerly=True)
+    session = trained(tmp_path / "run", model, numbers(size=1e5))
+    verification = session.verify()
+    assert {"(model)", "scale"} <= set(verification.pins)
+    applied = precscope.apply_policy(model, tmp_path / "run" / "policy.yaml")
+    assert set(applied.changed) == set(verification.pins)
+    assert np.isfinite(model.predict(numbers(size=1e5)[0], verbose=0)).all()
+
+
+# Layers that cannot be tried
+
+
+def test_a_layer_that_does_not_follow_its_policy_is_named_where_nothing_can_be_compared(tmp_path):
+    session = trained(tmp_path / "run", squares(Stubborn(name="stubborn")))
+    with pytest.raises(PrecScopeError, match="may be the cause: 'stubborn': its output is float16 although its policy"):
+        session.verify()
+
+
+def test_a_layer_that_fails_in_float32_is_left_out_and_the_rest_proven(tmp_path):
+    inside = keras.Sequential([keras.Input((4,)), Particular(name="particular", dtype="mixed_float16")], name="inside")
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            inside,
+            Square(name="square", dtype="mixed_float16"),
+            keras.layers.Rescaling(1e-6, name="down", dtype="mixed_float16"),
+            keras.layers.Dense(1, name="head"),
+        ]
+    )
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()), "mse", run_eagerly=True)
+    verification = trained(tmp_path / "run", model).verify()
+    assert "it failed in that policy" in verification.left_out["inside/particular"]
+    assert set(verification.pins) == {"square", "down"}
+
+
+def test_a_pure_float16_layer_is_left_out(tmp_path):
+    model = squares()
+    model.add(keras.layers.Dense(1, dtype="float16", name="pure"))
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()), "mse", run_eagerly=True)
+    verification = trained(tmp_path / "run", model).verify()
+    assert "its variables are float16" in verification.left_out["pure"]
+    assert set(verification.pins) == {"square", "down"}
+
+
+# What is refused
+
+
+def test_without_batches_there_is_an_error_and_a_dataset_helps(tmp_path):
+    model = squares()
+    session = trained(tmp_path / "run", model, keep_batches_mib=0)
+    with pytest.raises(PrecScopeError, match=r"kept no batches.*keep_batches_mib=64.*\(model, dataset\)"):
+        session.verify()
+    dataset = tf.data.Dataset.from_tensor_slices(numbers()).batch(16)
+    verification = session.verify(dataset=dataset, most_batches=1)
+    assert set(verification.pins) == {"square", "down"}
+    assert verification.weights == "as the model has them now"
+
+
+def test_a_session_that_has_not_begun_cannot_be_verified(tmp_path):
+    with pytest.raises(SessionError, match="before the session began"):
+        precscope.profile(squares(), tmp_path / "run").verify()
+
+
+def test_another_model_is_refused(broken):
+    path, _, _, _ = broken
+    other = squares(keras.layers.Dense(4, name="extra"))
+    with pytest.raises(PolicyError, match=r"made for another model.* it has 'extra' beside"):
+        verify_model(other, precscope.open_run(path))
+    wider = squares()
+    wider.pop()
+    wider.add(keras.layers.Dense(2, name="head"))
+    wider.compile("adam", "mse")
+    with pytest.raises(PrecScopeError, match=r"weights kept with step .* do not fit this model"):
+        verify_model(wider, precscope.open_run(path))
+    unbuilt = keras.Sequential([keras.layers.Dense(1)])
+    with pytest.raises(PrecScopeError, match="is not built"):
+        verify_model(unbuilt, precscope.open_run(path))
+    with pytest.raises(PrecScopeError, match="is not compiled"):
+        verify_model(keras.Sequential([keras.Input((4,)), keras.layers.Dense(1)]), precscope.open_run(path))
+    with pytest.raises(PrecScopeError, match=r"expects the run's keras\.Model, received str"):
+        verify_model("model", precscope.open_run(path))
+
+
+def test_lost_weights_have_nothing_to_be_compared_with(tmp_path):
+    model = squares(policy="float32")
+    model.get_layer("head").set_weights([np.full((6, 1), np.nan), np.zeros(1)])
+    session = trained(tmp_path / "run", model)
+    with pytest.raises(PrecScopeError, match=r"None of the 3 batches gives finite gradients in float32 .steps"):
+        session.verify()
+    assert not (tmp_path / "run" / "verification.yaml").exists()
+
+
+# The command
+
+
+def test_the_command_proves_with_a_users_function(broken, tmp_path, monkeypatch, capsys):
+    path, _, _, _ = broken
+    (tmp_path / "train.py").write_text("from tests.test_verify import squares\n\ndef build():\n    return squares()\n")
+    (tmp_path / "other.py").write_text("def build():\n    raise OSError('no data')\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["verify", str(path), "--model", "train.py:build", "--batches", "1"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Proven by replaying 1 batch: 'square' and 'down' in float32 suffice." in out
+    assert "policy.yaml. Apply it: precscope.apply_policy" in out
+    assert main(["verify", str(path), "--model", "other.py:build"]) == 2
+    assert "no data" in capsys.readouterr().err
+    assert main(["verify", str(path), "--model", "train.py:build", "--weights", "none.weights.h5"]) == 2
+    assert "The weights in 'none.weights.h5' cannot be loaded" in capsys.readouterr().err
+    assert keras.config.dtype_policy().name == "float32"
+    assert not keras_internals.is_dynamic(squares(policy="float32").optimizer)
