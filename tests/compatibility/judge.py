@@ -30,6 +30,7 @@ BOUNDS = {"float32": 2.0**-10, "mixed_float16": 2.0**-4, "mixed_bfloat16": 2.0**
 #: Reasons for which every model may have layers that are not recorded.
 USUAL_REASONS = re.compile(
     "it only rearranges its input|its output is that of its last layer|its output values are among its input's"
+    "|Keras' losses look for the logits behind it"
 )
 NEVER_SAMPLED = 10**9
 #: How much further than two trainings without PrecScope from each other one under it may be from them.
