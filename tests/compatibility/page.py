@@ -16,7 +16,8 @@ COMMAND = "python -m tests.compatibility.matrix --jobs 2 --write docs/compatibil
 HEAD = """# Compatibility
 
 Every way to train that is listed here was trained three times from the same start: without PrecScope, under a session
-that never samples, and with every step but the first sampled (as many as there are, 2 to 12). This page is generated:
+that never samples, and with every step but the first sampled (as many as there are, 2 to 12); without XLA but in rows
+that name it. This page is generated:
 
 ```
 {command}
