@@ -26,6 +26,7 @@ from precscope.records import (
     TensorRecord,
 )
 from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
+from precscope.replica_records import ReplicaRecord
 from precscope.statistics import EXPONENT_MIN
 
 if TYPE_CHECKING:
@@ -164,6 +165,7 @@ _MAKERS: dict[str, Callable[[Run], Iterator[Column]]] = {
     "step_times": _records(StepTimeRecord, lambda run: run.step_times),
     "layer_times": _records(LayerTime, lambda run: run.layer_times()),
     "op_times": _records(OpRecord, lambda run: run.op_times),
+    "replicas": _records(ReplicaRecord, lambda run: run.replicas),
     "devices": _records(DeviceInfo, lambda run: run.devices),
     "device_samples": _records(DeviceSample, lambda run: run.device_samples),
     "notices": _records(NoticeRecord, lambda run: run.notices),

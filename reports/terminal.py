@@ -59,9 +59,9 @@ def render_report(view: ReportView, width: int, *, show_all: bool = False) -> It
     """Yield the report's lines, at most `width` columns wide. The page has its sections in the same order."""
     yield from _title(view, width)
     yield from _verdict(view, width)
-    yield from origin_section(view.origin, width, show_all)
     yield from proof_lines(view.proof, width)
     yield from _policy(view, width, show_all)
+    yield from origin_section(view.origin, width, show_all)
     yield from _findings(view, width, show_all)
     yield from _layers(view, width, show_all)
     yield from loss_and_scale(view, width, show_all)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["frames_table", "origin_section"]
 
 _DIRECTION, _RANGE, _MOST_LAYER = 8, 19, 40
-_MOST_OTHERS = 3
+_MOST_OTHERS = 1
 
 
 def origin_section(view: OriginView | None, width: int, show_all: bool) -> Iterator[Text]:

@@ -23,6 +23,7 @@ from precscope.op_records import OpRecord, ProfiledWindow
 from precscope.origin_records import OriginRecord
 from precscope.reader import open_run
 from precscope.records import CostRecord, LossScaleRecord, NoticeRecord, StepTimeRecord
+from precscope.replica_records import ReplicaRecord
 from precscope.reports.export import EXPORTERS, export_run, tensorboard_events
 from precscope.tables import TABLES, run_table
 from precscope.writer import RunWriter
@@ -70,6 +71,7 @@ def measured(path):
         "a/b", None, "kernel", "first", "forward", "float16", 10**6, 2, None, "gpu:0", shared_with=("second",)
     )
     writer.add_op_times(ProfiledWindow(1, 2), [op])
+    writer.add_replicas([ReplicaRecord(0, 0, "/GPU:0")])
     writer.add_devices([DeviceInfo("gpu:0", "gpu", "Card")])
     writer.add_device_samples([DeviceSample("gpu:0", 1.5, power_mw=70_000, throttle_reasons=("gpu_idle",))])
     writer.add_reference(STEP, [record("second", "activation")])
@@ -199,8 +201,8 @@ def test_every_table_of_the_database_is_exported(tmp_path):
     database = sqlite3.connect(measured(tmp_path / "run").path / "worker-0.sqlite")
     tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     database.close()
-    # "results" are "metrics"; the window is told by its ops; "meta" is of the file.
-    assert tables - {"meta", "results", "profiled_windows"} <= set(TABLES)
+    # "results" are "metrics"; the window is told by its ops; the rest is of the file, of the moment, or arrays.
+    assert tables - {"meta", "results", "profiled_windows", "progress", "replica_samples"} <= set(TABLES)
 
 
 def test_the_statistics_are_those_of_the_run(runs, tmp_path):

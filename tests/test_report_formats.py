@@ -7,6 +7,7 @@ import io
 import json
 import math
 import re
+from typing import get_args
 
 import jsonschema
 import numpy as np
@@ -15,14 +16,20 @@ import yaml
 from click.testing import CliRunner
 
 from precscope.advice import Evidence
+from precscope.advice.finding import Action, Confidence, Severity
+from precscope.advice.loss_scale_verdict import Cause as SkipCause
 from precscope.cli import main
 from precscope.commands.report import _ORDERS, report
+from precscope.layer_time import Part
 from precscope.op_records import OpRecord, ProfiledWindow
+from precscope.origin_records import Cause as OriginCause
 from precscope.origin_records import OriginRecord
+from precscope.records import TensorKind
 from precscope.replay import Criterion, Measured, Replay
 from precscope.reports.layer_order import ORDERS
 from precscope.reports.report_data import report_data
 from precscope.reports.report_formats import as_json, as_markdown
+from precscope.run_summary import MemorySource
 from precscope.verification import Verification, write_verification
 from precscope.writer import RunWriter
 from tests.core_fixtures import layer_record, run_record
@@ -141,6 +148,25 @@ def test_the_schema_would_notice(folder, schema):
         assert not validator.is_valid(content | change), change
     del content["layers"][0]["tensors"][0]["nans"]
     assert not validator.is_valid(content)
+
+
+@pytest.mark.parametrize(
+    ("place", "known"),
+    [
+        (("$defs", "finding", "properties", "action"), Action),
+        (("$defs", "finding", "properties", "severity"), Severity),
+        (("$defs", "finding", "properties", "confidence"), Confidence),
+        (("$defs", "tensor", "properties", "kind"), TensorKind),
+        (("$defs", "skip", "properties", "cause"), SkipCause),
+        (("properties", "time", "properties", "parts", "items", "properties", "part"), Part),
+        (("properties", "origins", "items", "properties", "cause"), OriginCause),
+        (("properties", "memory_bytes", "propertyNames"), MemorySource),
+    ],
+)
+def test_the_schema_knows_every_word(schema, place, known):
+    for step in place:
+        schema = schema[step]
+    assert sorted(schema["enum"]) == sorted(get_args(known))
 
 
 def test_every_field_is_documented(schema, repository):
