@@ -159,6 +159,8 @@ _OPTIONAL_TABLES = (
 _JSON_COLUMNS = ("inputs", "shape", "shared_with", "throttle_reasons", "bad_weights", "bad_updates", "left_out")
 #: Columns that hold a bool, which SQLite keeps as 0 or 1.
 _FLAG_COLUMNS = ("tensor_core", "cast", "autocast", "applied", "data_finite", "compiled")
+#: Columns that keep NaN, as the text "nan": SQLite turns the number into NULL, which says that nothing is known.
+_NAN_COLUMNS = ("loss_reference", "loss_policy")
 
 #: Where `select_after` begins: before all rows, tensor 0 included.
 FIRST_ROW = -1
@@ -228,12 +230,14 @@ def insert_row(connection: sqlite3.Connection, table: str, row: dict[str, Any]) 
 
 def to_row(record: Any) -> dict[str, Any]:
     """Return the fields of a record as SQLite takes them."""
-    return {item.name: _to_sql(getattr(record, item.name)) for item in fields(record)}
+    return {item.name: _to_sql(item.name, getattr(record, item.name)) for item in fields(record)}
 
 
-def _to_sql(value: Any) -> Any:
+def _to_sql(name: str, value: Any) -> Any:
     if isinstance(value, tuple):
         return json.dumps(value)
+    if name in _NAN_COLUMNS and value is not None and math.isnan(value):
+        return "nan"
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -355,6 +359,8 @@ def _has(connection: sqlite3.Connection, table: str) -> bool:
 def _from_sql(name: str, value: Any) -> Any:
     if name in _FLAG_COLUMNS and value is not None:
         return bool(value)
+    if name in _NAN_COLUMNS and value is not None:
+        return float(value)
     if name == "frames":
         return tuple(Frame(*row) for row in json.loads(value))
     return tuple(json.loads(value)) if name in _JSON_COLUMNS and value is not None else value

@@ -88,6 +88,7 @@ class Replay:
         worst_cosine: That cosine.
         loss: The unscaled loss; None where it is not finite or not known.
         loss_reference: The loss in float32; None where it is not known.
+        overflowed: Whether gradients are not finite although output and loss are: a lower loss scale may mend that.
     """
 
     step: int
@@ -100,6 +101,7 @@ class Replay:
     worst_cosine: float | None
     loss: float | None
     loss_reference: float | None
+    overflowed: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,6 +167,7 @@ def judge_replay(
         None if worst is None else worst.cosine,
         shown_loss,
         loss_reference,
+        overflowed=not finite and outputs_finite and (loss is None or shown_loss is not None),
     )
 
 
@@ -220,23 +223,19 @@ class JudgedScales:
     Attributes:
         judged: Where it has to pass.
         informing: Where it is measured as well.
+        may_fall: By how many halvings a judged scale may fall before all batches pass, where gradients overflow.
     """
 
     judged: tuple[float, ...]
     informing: tuple[float, ...] = ()
-
-    @property
-    def all(self) -> tuple[float, ...]:
-        """All of them, the judged ones first."""
-        return self.judged + self.informing
+    may_fall: int = 0
 
 
 def scales_to_judge(initial: float | None, settled: float | None, is_dynamic: bool = True) -> JudgedScales:
-    """Return the loss scales at which a policy has to pass: the one that it begins with, and the one it settles at.
+    """Return the loss scales at which a policy has to pass: the one that it begins with, and the one it grew to.
 
-    A dynamic scale that grew is judged at both ends. One that fell by up to three halvings sought its level, at a price
-    of three skipped steps, and is judged there. One that fell further did so because of the fault that is to be cured:
-    it has to pass at the scale it begins with, and the one that was left informs.
+    A dynamic scale that falls by up to three halvings only seeks its level, at a price of three skipped steps. One that
+    fell further did so because of the fault that is to be cured: what it came to informs, and does not count.
 
     Args:
         initial: The scale that training begins with; None without loss scaling.
@@ -245,10 +244,8 @@ def scales_to_judge(initial: float | None, settled: float | None, is_dynamic: bo
     """
     if initial is None:
         return JudgedScales((1.0,))
-    if not is_dynamic or settled is None or settled == initial:
+    if not is_dynamic:
         return JudgedScales((initial,))
-    if settled > initial:
-        return JudgedScales((initial, settled))
-    if settled * 2**PROBES >= initial:
-        return JudgedScales((settled,), (initial,))
-    return JudgedScales((initial,), (settled,) if settled >= 1 else ())
+    grew, fell = settled is not None and settled > initial, settled is not None and 1 <= settled < initial
+    judged = (initial, settled) if grew and settled is not None else (initial,)
+    return JudgedScales(judged, (settled,) if fell and settled is not None else (), PROBES)

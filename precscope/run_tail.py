@@ -87,7 +87,7 @@ class RunTail:
         """Return the run as if the last samples, at most `samples` of each worker, were all that were taken.
 
         Raises:
-            RunDirectoryError: There is no run.
+            RunDirectoryError: There is no run, or it cannot be read.
         """
         if self.record is None:
             raise RunDirectoryError(f"There is no run at '{self.path}' yet.")

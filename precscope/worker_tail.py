@@ -137,8 +137,16 @@ class WorkerTail:
         return found
 
     def recent_worker(self, samples: int) -> Worker:
-        """Return the worker as if its last samples, `samples` at most, were all."""
+        """Return the worker as if its last samples, `samples` at most, were all.
+
+        Raises:
+            RunDirectoryError: The file is damaged or unreadable.
+        """
         last = tuple(self.recent)[-samples:]
+        if last:  # some of them may have been thinned out since
+            with open_database(self.path) as connection:
+                there = samples_after(connection, last[0].index - 1)
+            last = tuple(sample for sample in there if sample.index <= self._sample)
         return Worker(
             self.path,
             tuple(self.layers.values()),

@@ -29,6 +29,7 @@ __all__ = ["ReplayBatch", "Replayer"]
 
 _FINITE = "outputs finite"
 _LEAST_PASSES, _MOST_PASSES = 7, 51  # that are timed of each setting: enough for a median and its quartiles
+_MOST_TRACED = 16  # steps are kept at once, so that pricing finds most of them traced
 _LONGEST_S = 10.0  # no more passes are timed than fit, beyond the least
 
 
@@ -126,8 +127,20 @@ class Replayer:
 
     def measure(self, policies: Mapping[str, str], scales: JudgedScales) -> Measured:
         """Replay every batch at every loss scale under `policies`, by layer id, and judge it."""
-        replays = [self._replay(policies, reference, scale) for scale in scales.all for reference in self._references]
-        return Measured(tuple(replays), len(scales.judged) * len(self._references))
+        judged = [replay for scale in scales.judged for replay in self._at(policies, scale, scales.may_fall)]
+        informing = [replay for scale in scales.informing for replay in self._at(policies, scale, 0)]
+        return Measured((*judged, *informing), len(judged))
+
+    def _at(self, policies: Mapping[str, str], scale: float, may_fall: int) -> list[Replay]:
+        """Replay every batch at `scale`, or at the first lower one at which all pass, where gradients overflow."""
+        first = [self._replay(policies, reference, scale) for reference in self._references]
+        replays = first
+        for _ in range(may_fall):
+            if all(replay.passed for replay in replays) or not any(replay.overflowed for replay in replays):
+                break
+            scale /= 2
+            replays = [self._replay(policies, reference, scale) for reference in self._references]
+        return replays if all(replay.passed for replay in replays) else first
 
     def price(self, settings: Mapping[str, Mapping[str, str]], scale: float) -> tuple[dict[str, PricedPolicy], int]:
         """Time passes of the first batch under each of the settings, by name, in turn, so that drifts hit all alike.
@@ -186,6 +199,8 @@ class Replayer:
     def _step_for(self, policies: Mapping[str, str]) -> ShadowStep:
         key = _key(policies)
         if key not in self._tried:
+            while len(self._tried) >= _MOST_TRACED:  # a graph of a large model takes its room; the eldest goes
+                del self._tried[next(iter(self._tried))]
             self._tried[key] = tried = _Tried(
                 ShadowStep(
                     self._model,

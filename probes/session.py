@@ -284,18 +284,16 @@ class Session:
         """
         if self._state == "new":
             raise SessionError("session.verify was called before the session began: it tests what a training recorded.")
-        from precscope.probes.verify_session import print_progress, verify_and_write
+        from precscope.probes.verify_session import progress_line, verify_and_write
 
         if self._state == "open":
             self._flush()
         step = self._instrumented[-1].plain if self._instrumented else None
-        options = {
-            "report": print_progress(),
-            "step": step,
-            "optimizer": next(iter(self._given_optimizers), None),
-        } | options
+        optimizer = next(iter(self._given_optimizers), None)
         try:
-            return verify_and_write(self._model, self.path, **options)
+            with progress_line() as report:
+                given = {"report": report, "step": step, "optimizer": optimizer} | options
+                return verify_and_write(self._model, self.path, **given)
         finally:
             if self._state == "open":
                 self._loop.open_window()  # this was no train step

@@ -1,6 +1,6 @@
 """The terminal that the live view fills: its alternate screen, keys and signals, all as before at the end.
 
-On a system without termios (Windows) there are no keys: Ctrl-C ends the view.
+For POSIX systems.
 """
 
 from __future__ import annotations

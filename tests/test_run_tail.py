@@ -182,6 +182,19 @@ def test_the_last_samples_as_a_run(tmp_path):
     assert run.tensors == whole.tensors
 
 
+def test_samples_that_are_gone_are_left_out(tmp_path):
+    writer, tail = begin(tmp_path / "run"), RunTail(tmp_path / "run", Clock())
+    add_samples(writer, range(20))
+    tail.look()
+    with sqlite3.connect(tmp_path / "run" / "worker-0.sqlite") as connection:
+        connection.execute('DELETE FROM samples WHERE "index" % 2 = 1')
+    connection.close()
+    add_samples(writer, [20])  # after the look: not in it
+    run = tail.recent_run(6)
+    assert [sample.step for sample in run.samples] == [14, 16, 18]
+    assert (run.scalars[1] == random_arrays(3, seed=16)[0]).all()
+
+
 def test_without_a_run_there_are_no_last_samples(tmp_path):
     with pytest.raises(RunDirectoryError, match=r"There is no run at '.*none' yet"):
         RunTail(tmp_path / "none").recent_run(5)
@@ -196,8 +209,7 @@ def test_several_workers_are_followed(tmp_path):
     tail = RunTail(tmp_path / "run", Clock())
     tail.look()
     assert [worker.samples.seen for worker in tail.workers] == [2, 3]
-    # Steps 0 and 1 of the first, 1 and 2 of the second: step 1 is one sample of both.
-    assert [sample.step for sample in tail.recent_run(2).samples] == [0, 1, 2]
+    assert [sample.step for sample in tail.recent_run(2).samples] == [0, 1, 2]  # 0 and 1, 1 and 2
 
 
 def test_another_run_in_its_place_is_followed_anew(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +19,8 @@ __all__ = ["live"]
 _FRAME_S = 0.25
 _ENDED_FRAME_S = 1.0  # nothing moves any more, but another run may take its place
 _LOG_POLL_S = 1.0
+#: Of a run so large that a frame takes long, fewer frames are drawn: so much of one core is what the view may take.
+_SHARE, _LONGEST_FRAME_S = 0.02, 2.0
 
 
 @click.command("live")
@@ -39,7 +42,7 @@ def live(run_dir: Path, once: bool, interval_s: float, pid: int | None) -> None:
     Start it in another terminal, before the training or during it: it waits for the run to begin, shows loss, loss
     scale, skipped steps, the worst layers and what the rules find, and stays after the end. q or Ctrl-C ends it.
 
-    In a pipe, it prints a line when something changed, and each finding once, until the run ends.
+    In a pipe (and on Windows), it prints a line when something changed, and each finding once, until the run ends.
     """
     from rich.console import Console
 
@@ -54,7 +57,7 @@ def live(run_dir: Path, once: bool, interval_s: float, pid: int | None) -> None:
         from precscope.reports.live_panel import show_panel
 
         show_panel(source, console, pid)
-    elif console.is_terminal and not console.is_dumb_terminal:
+    elif console.is_terminal and not console.is_dumb_terminal and os.name == "posix":
         _fill_terminal(source, console)
     else:
         _log(source, interval_s)
@@ -80,8 +83,10 @@ def _fill_terminal(source: LiveSource, console: Console) -> None:
     with LiveTerminal(console, keyboard()) as terminal:
         is_over = False
         while not is_over:
+            start_s = time.process_time()
             terminal.show(source.frame())
-            pause_s = _ENDED_FRAME_S if source.has_ended else _FRAME_S
+            took_s = time.process_time() - start_s
+            pause_s = max(_ENDED_FRAME_S if source.has_ended else _FRAME_S, min(took_s / _SHARE, _LONGEST_FRAME_S))
             is_over = terminal.wait(0.0 if source.is_behind else pause_s)
 
 
