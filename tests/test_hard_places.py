@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -153,11 +155,9 @@ def test_on_a_network_mount_the_older_journal_is_used(tmp_path: Path, monkeypatc
 
 
 def test_a_copy_is_made_anew_where_the_file_was_written_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    from contextlib import ExitStack
-
     file = tmp_path / "worker-0.sqlite"
     file.write_bytes(b"old")
-    copy, copies = sqlite_files.shutil.copyfile, []
+    copy, copies = shutil.copyfile, list[Path]()
 
     def copy_while_it_is_written(source: Path, target: Path) -> None:
         copy(source, target)

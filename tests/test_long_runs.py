@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -98,7 +98,11 @@ def test_incidents_are_thinned_where_nothing_else_is_left(tmp_path: Path):
 def test_skipped_steps_and_infinite_losses_are_incidents(tmp_path: Path):
     writer = begin(tmp_path / "run", 2**19)
     arrays = random_arrays(TENSORS, seed=1)
-    special = {50: {"applied": False}, 61: {"loss": float("inf")}, 72: {"loss": float("nan")}}
+    special: dict[int, dict[str, Any]] = {
+        50: {"applied": False},
+        61: {"loss": float("inf")},
+        72: {"loss": float("nan")},
+    }
     for step in range(600):
         writer.add_sample(sample_record(step, **special.get(step, {})), *arrays)
     writer.close("finished")
