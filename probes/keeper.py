@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -52,9 +51,13 @@ class Keeper:
         """Number of samples written."""
         return self._samples
 
+    def now_unix_s(self) -> float:
+        """Return the time in seconds since 1970, by the run's clock, which never jumps."""
+        return self._writer.now_unix_s()
+
     def write(self, action: Callable[[RunWriter], None]) -> None:
         """Write; on a failure say so once and stop recording, for the training goes on."""
-        if self._failed:
+        if self._failed or not self._writer.is_mine:  # a forked process has nothing to say
             return
         try:
             action(self._writer)
@@ -104,7 +107,7 @@ class Keeper:
         sample = SampleRecord(
             index=self._samples,
             step=sampled.step,
-            time_unix_s=time.time(),
+            time_unix_s=self.now_unix_s(),
             loss=reading.loss if reading.loss is not None else loss,
             loss_scale=reading.loss_scale,
             applied=applied,
@@ -126,6 +129,14 @@ class Keeper:
             )
         )
         self._samples += 1
+        if self._writer.samples_thinned:
+            self.tell(
+                "info",
+                "recording",
+                "the run directory reached its limit (run_size_mib): old samples were thinned out evenly, and will be "
+                "again. Samples with infinities, NaN or a skipped step go last.",
+                sampled.step,
+            )
 
     def _tensor_indices(self, reading: Reading) -> Any:
         """Return each recorded tensor's position in the run, new ones added to it."""

@@ -47,10 +47,15 @@ if TYPE_CHECKING:
     from precscope.probes.recorder import Reading, Recorder
     from precscope.verification import Verification
 
-__all__ = ["Session", "profile"]
+__all__ = ["Session", "is_profiled", "profile"]
 
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*m")  # Keras prints its errors in bold
-_profiled_models: weakref.WeakSet[Any] = weakref.WeakSet()
+_profiled_models: weakref.WeakKeyDictionary[Any, Session] = weakref.WeakKeyDictionary()
+
+
+def is_profiled(model: Any) -> bool:
+    """Tell whether a session that is open watches `model`."""
+    return model in _profiled_models
 
 
 def profile(
@@ -115,6 +120,8 @@ class Session:
         self._reference: ReferenceSchedule | None = None
         self._tripwire: Tripwire | None = None
         self._live: LiveProcess | None = None
+        #: Closes this session where another begins on its model; None where that one is refused.
+        self.give_way: Callable[[], None] | None = None
 
     @property
     def _optimizer(self) -> Any:
@@ -129,6 +136,9 @@ class Session:
         """Begin to watch the model."""
         if self._state != "new":
             raise SessionError(f"This session is {self._state}; a session is used once. Call precscope.profile again.")
+        other = _profiled_models.get(self._model)
+        if other is not None and other.give_way is not None:
+            other.give_way()
         if self._model in _profiled_models:
             raise SessionError(
                 f"Model {self._model.name!r} is being profiled by another session. Close that one first: sessions on "
@@ -136,7 +146,13 @@ class Session:
             )
         start_ns = time.perf_counter_ns()
         self._replicas = replicas_of(self._model.distribute_strategy)
-        writer = RunWriter.create(self.path, self._describe(), overwrite=self._overwrite, worker=self._replicas.worker)
+        self._writer = writer = RunWriter.create(
+            self.path,
+            self._describe(),
+            overwrite=self._overwrite,
+            worker=self._replicas.worker,
+            most_bytes=round(self.options.run_size_mib * 2**20) or None,
+        )
         self.path = writer.path
         sampler = Sampler(self.options, meets_others=self._replicas.workers > 1)
         self._loop = SamplingLoop(sampler, self._wait_for_device, self._keep, self._probe_failed)
@@ -165,7 +181,7 @@ class Session:
         for level, message in replica_notices(self._replicas, self.options):
             self._tell(level, message)
         self._undo = keras_internals.set_instance_attribute(self._model, "make_train_function", self._make_function)
-        _profiled_models.add(self._model)
+        _profiled_models[self._model] = self
         self._state = "open"
         self._loss_scale.look()
         self._measurements.start()
@@ -180,6 +196,8 @@ class Session:
         """Leave the model as it was and note how the training ended; an exception goes on."""
         self._restore_model()
         self._state = "closed"
+        if not self._writer.is_mine:  # a forked process leaves by the same door, and the session is not its own
+            return
         status, reason = _how_it_ended(error)
         try:
             self._flush()
@@ -204,7 +222,7 @@ class Session:
             self._undo()
         if isinstance(self._model.train_function, ChoosingTrainFunction):
             self._model.train_function = self._model.train_function.plain
-        _profiled_models.discard(self._model)
+        _profiled_models.pop(self._model, None)
 
     # What users call inside the block.
 
@@ -276,18 +294,16 @@ class Session:
         """
         if self._state == "new":
             raise SessionError("session.verify was called before the session began: it tests what a training recorded.")
-        from precscope.probes.verify_session import print_progress, verify_and_write
+        from precscope.probes.verify_session import progress_line, verify_and_write
 
         if self._state == "open":
             self._flush()
         step = self._instrumented[-1].plain if self._instrumented else None
-        options = {
-            "report": print_progress(),
-            "step": step,
-            "optimizer": next(iter(self._given_optimizers), None),
-        } | options
+        optimizer = next(iter(self._given_optimizers), None)
         try:
-            return verify_and_write(self._model, self.path, **options)
+            with progress_line() as report:
+                given = {"report": report, "step": step, "optimizer": optimizer} | options
+                return verify_and_write(self._model, self.path, **given)
         finally:
             if self._state == "open":
                 self._loop.open_window()  # this was no train step

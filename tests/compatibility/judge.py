@@ -30,6 +30,7 @@ BOUNDS = {"float32": 2.0**-10, "mixed_float16": 2.0**-4, "mixed_bfloat16": 2.0**
 #: Reasons for which every model may have layers that are not recorded.
 USUAL_REASONS = re.compile(
     "it only rearranges its input|its output is that of its last layer|its output values are among its input's"
+    "|Keras' losses look for the logits behind it"
 )
 NEVER_SAMPLED = 10**9
 #: How much further than two trainings without PrecScope from each other one under it may be from them.
@@ -127,7 +128,7 @@ def _watched(training: Training, start: dict[str, np.ndarray], options: dict[str
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", PrecScopeWarning)
-        quiet = {"profile_steps": 0, "device_interval_s": 0.0}
+        quiet: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0}
         path = Path(folder) / "run"
         with precscope.profile(training.model, path, optimizer=training.optimizer, **quiet, **options) as session:
             losses = np.array(training.run(session), np.float64)
