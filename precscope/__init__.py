@@ -13,6 +13,7 @@ from precscope.errors import OptionsError, PolicyError, PrecScopeError, RunDirec
 if TYPE_CHECKING:
     from precscope.options import Options
     from precscope.probes.apply_policy import apply_policy
+    from precscope.probes.callback import Callback
     from precscope.probes.legacy import legacy_hints
     from precscope.probes.policy_scope import policy_scope
     from precscope.probes.session import Session, profile
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Callback",
     "Options",
     "OptionsError",
     "PolicyError",
@@ -38,6 +40,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Callback": "precscope.probes.callback",
     "Options": "precscope.options",
     "Run": "precscope.reader",
     "Session": "precscope.probes.session",

@@ -14,12 +14,13 @@ from precscope import __version__
 from precscope.errors import PrecScopeError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["COMMANDS", "main", "run"]
 
 #: Names of the subcommands in the order of `precscope --help`: module and click command are named alike.
 COMMANDS = (
+    "run",
     "report",
     "live",
     "check",
@@ -79,9 +80,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line with `argv` (by default the process' own) and return its exit code.
 
     0: done; 2: a wrong call, or what was asked for cannot be done (one line on stderr says why); 130: Ctrl-C;
-    141: the reader of our output went away.
+    141: the reader of our output went away. A program that `precscope run` runs ends as it would by itself: what it
+    raises is raised, SystemExit too.
     """
-    _accept_any_character()
+    as_before = _accept_any_character()
     try:
         code = _commands.main(args=None if argv is None else list(argv), prog_name="precscope", standalone_mode=False)
         sys.stdout.flush()
@@ -100,6 +102,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # click and rich turn a broken pipe into a plain exit.
         piped = isinstance(error.__context__, BrokenPipeError)
         return _BROKEN_PIPE if piped else int(error.code or 0)
+    if callable(code):  # a program to run, past what click and we make of exceptions
+        as_before()
+        code()
     return code if isinstance(code, int) else 0
 
 
@@ -114,11 +119,17 @@ def _complain(error: PrecScopeError) -> None:
     click.echo(f"precscope: {printable(' '.join(str(error).split()))}", err=True)
 
 
-def _accept_any_character() -> None:
-    """Show a character that the terminal's encoding lacks as "?", rather than fail."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="replace")
+def _accept_any_character() -> Callable[[], None]:
+    """Show a character that the terminal's encoding lacks as "?", rather than fail; return what undoes that."""
+    streams = [(s, s.errors) for s in (sys.stdout, sys.stderr) if isinstance(s, TextIOWrapper)]
+    for stream, _ in streams:
+        stream.reconfigure(errors="replace")
+
+    def undo() -> None:
+        for stream, errors in streams:
+            stream.reconfigure(errors=errors)
+
+    return undo
 
 
 def _silence_stdout() -> None:

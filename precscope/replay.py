@@ -34,6 +34,9 @@ class Criterion:
     whole gradient hides a small variable, so each has a cosine too, with a wider limit: rounding turns the gradient of
     one variable further than that of all. A variable whose gradient is a negligible part of the whole is not judged
     alone: a bias before a normalization has a gradient of nothing but rounding errors, in float32 as well.
+
+    bfloat16 has three bits fewer than float16 (8 significant ones, not 11), so its ordinary rounding turns a healthy
+    gradient eight times as far. What is looked for is a fault, not that: its limits are wider, see `for_policy`.
     """
 
     gradient_cosine: float = _limit(0.999, "Least cosine of all weight gradients together to those in float32.")
@@ -44,6 +47,11 @@ class Criterion:
     gradient_length: float = _limit(0.05, "Most that the whole gradient's length may differ, relative.")
     loss: float = _limit(0.01, "Most that the loss may differ, relative.")
     loss_floor: float = _limit(1e-4, "Beside that the loss may differ by so much.")
+
+    @classmethod
+    def for_policy(cls, policy: str) -> Criterion:
+        """Return the limits for a default policy, by its name."""
+        return cls(gradient_cosine=0.99, variable_cosine=0.9) if "bfloat16" in policy else cls()
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ __all__ = [
     "MODEL_ID",
     "build_train_function",
     "clone_function",
+    "compilation",
     "converted_function",
     "current_graph",
     "growth_counter",
@@ -274,6 +275,11 @@ def build_train_function(
             stack.callback(set_instance_attribute(model, name, shadow))
         model.make_train_function(force=True)
         return model.train_function
+
+
+def compilation(model: Any) -> Any:
+    """Return an object that another `model.compile` replaces; None before the first."""
+    return getattr(model, "_loss_tracker", None)
 
 
 def running_loss(model: Any) -> Any:

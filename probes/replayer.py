@@ -75,22 +75,18 @@ class Replayer:
         model: A built Keras model.
         optimizer: Its optimizer, built.
         step: The train step, where it is not `model.train_step`.
-        criterion: What a replay has to show.
 
     Attributes:
         unflipped: Why layers did not follow a policy that was set, by id.
         skipped: Steps of batches that cannot be compared, for they are not finite in float32 either.
     """
 
-    def __init__(
-        self, model: Any, optimizer: Any, step: Callable[..., Any] | None = None, criterion: Criterion | None = None
-    ) -> None:
+    def __init__(self, model: Any, optimizer: Any, step: Callable[..., Any] | None = None) -> None:
         self.unflipped: dict[str, str] = {}
         self.skipped: list[int] = []
         self._model = model
         self._optimizer = optimizer
         self._step = step
-        self._criterion = criterion or Criterion()
         self._references: list[_Reference] = []
         self._tried: dict[frozenset[tuple[str, str]], _Tried] = {}
 
@@ -125,21 +121,21 @@ class Replayer:
                 "the data is not finite: verify with weights from before."
             )
 
-    def measure(self, policies: Mapping[str, str], scales: JudgedScales) -> Measured:
+    def measure(self, policies: Mapping[str, str], scales: JudgedScales, criterion: Criterion) -> Measured:
         """Replay every batch at every loss scale under `policies`, by layer id, and judge it."""
-        judged = [replay for scale in scales.judged for replay in self._at(policies, scale, scales.may_fall)]
-        informing = [replay for scale in scales.informing for replay in self._at(policies, scale, 0)]
+        judged = [replay for scale in scales.judged for replay in self._at(policies, scale, criterion, scales.may_fall)]
+        informing = [replay for scale in scales.informing for replay in self._at(policies, scale, criterion, 0)]
         return Measured((*judged, *informing), len(judged))
 
-    def _at(self, policies: Mapping[str, str], scale: float, may_fall: int) -> list[Replay]:
+    def _at(self, policies: Mapping[str, str], scale: float, criterion: Criterion, may_fall: int) -> list[Replay]:
         """Replay every batch at `scale`, or at the first lower one at which all pass, where gradients overflow."""
-        first = [self._replay(policies, reference, scale) for reference in self._references]
+        first = [self._replay(policies, reference, scale, criterion) for reference in self._references]
         replays = first
         for _ in range(may_fall):
             if all(replay.passed for replay in replays) or not any(replay.overflowed for replay in replays):
                 break
             scale /= 2
-            replays = [self._replay(policies, reference, scale) for reference in self._references]
+            replays = [self._replay(policies, reference, scale, criterion) for reference in self._references]
         return replays if all(replay.passed for replay in replays) else first
 
     def price(self, settings: Mapping[str, Mapping[str, str]], scale: float) -> tuple[dict[str, PricedPolicy], int]:
@@ -172,7 +168,7 @@ class Replayer:
         }
         return prices, min(map(len, times_ms.values()))
 
-    def _replay(self, policies: Mapping[str, str], reference: _Reference, scale: float) -> Replay:
+    def _replay(self, policies: Mapping[str, str], reference: _Reference, scale: float, criterion: Criterion) -> Replay:
         batch = reference.batch
         try:
             result = self._run(self._step_for(policies), batch, scale)
@@ -189,7 +185,7 @@ class Replayer:
             loss=result.loss,
             loss_reference=reference.result.loss,
             outputs_finite=bool(result.kept.get(_FINITE, True)),
-            criterion=self._criterion,
+            criterion=criterion,
         )
 
     def _run(self, step: ShadowStep, batch: ReplayBatch, scale: float) -> ShadowResult:

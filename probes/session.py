@@ -47,10 +47,15 @@ if TYPE_CHECKING:
     from precscope.probes.recorder import Reading, Recorder
     from precscope.verification import Verification
 
-__all__ = ["Session", "profile"]
+__all__ = ["Session", "is_profiled", "profile"]
 
 _TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*m")  # Keras prints its errors in bold
-_profiled_models: weakref.WeakSet[Any] = weakref.WeakSet()
+_profiled_models: weakref.WeakKeyDictionary[Any, Session] = weakref.WeakKeyDictionary()
+
+
+def is_profiled(model: Any) -> bool:
+    """Tell whether a session that is open watches `model`."""
+    return model in _profiled_models
 
 
 def profile(
@@ -115,6 +120,8 @@ class Session:
         self._reference: ReferenceSchedule | None = None
         self._tripwire: Tripwire | None = None
         self._live: LiveProcess | None = None
+        #: Closes this session where another begins on its model; None where that one is refused.
+        self.give_way: Callable[[], None] | None = None
 
     @property
     def _optimizer(self) -> Any:
@@ -129,6 +136,9 @@ class Session:
         """Begin to watch the model."""
         if self._state != "new":
             raise SessionError(f"This session is {self._state}; a session is used once. Call precscope.profile again.")
+        other = _profiled_models.get(self._model)
+        if other is not None and other.give_way is not None:
+            other.give_way()
         if self._model in _profiled_models:
             raise SessionError(
                 f"Model {self._model.name!r} is being profiled by another session. Close that one first: sessions on "
@@ -171,7 +181,7 @@ class Session:
         for level, message in replica_notices(self._replicas, self.options):
             self._tell(level, message)
         self._undo = keras_internals.set_instance_attribute(self._model, "make_train_function", self._make_function)
-        _profiled_models.add(self._model)
+        _profiled_models[self._model] = self
         self._state = "open"
         self._loss_scale.look()
         self._measurements.start()
@@ -212,7 +222,7 @@ class Session:
             self._undo()
         if isinstance(self._model.train_function, ChoosingTrainFunction):
             self._model.train_function = self._model.train_function.plain
-        _profiled_models.discard(self._model)
+        _profiled_models.pop(self._model, None)
 
     # What users call inside the block.
 

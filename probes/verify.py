@@ -64,7 +64,7 @@ def verify_model(
         dataset: A tf.data.Dataset to take batches from where the run kept none.
         most_batches: So many batches are replayed at most: among them those whose step was skipped.
         most_tests: So many sets of layers are tried at most.
-        criterion: What a replay has to show.
+        criterion: What a replay has to show; by default `Criterion.for_policy` of the run's default policy.
         report: Called before each set with the number of those tried and of those left at most.
 
     Raises:
@@ -77,20 +77,22 @@ def verify_model(
     optimizer = _usable(model, optimizer)
     setup = _Setup(model, proposal, findings, evidence)
     data = batches_of_run(run, model, dataset, most_batches, of_custom_loop=step is not None)
-    criterion = criterion or Criterion()
-    replayer = Replayer(model, optimizer, step, criterion)
+    criterion = criterion or Criterion.for_policy(proposal.default)
+    replayer = Replayer(model, optimizer, step)
     setup.set_reference(replayer, data)
     scales = _scales(evidence, proposal.optimizer)
-    before = replayer.measure(setup.as_trained(), _scales_as_trained(evidence, scales))
+    before = replayer.measure(setup.as_trained(), _scales_as_trained(evidence, scales), criterion)
 
     def test(names: frozenset[str]) -> Measured:
-        return replayer.measure(setup.policies(names), scales)
+        return replayer.measure(setup.policies(names), scales, criterion)
 
     result = smallest_set(test, setup.suspects, setup.others, most_tests=most_tests, report=report)
     setup.note_unflipped(replayer)
     bfloat16 = None
     if proposal.default == "mixed_float16" and result.names != ():
-        bfloat16 = replayer.measure(setup.in_bfloat16(), scales_to_judge(None, None))
+        bfloat16 = replayer.measure(
+            setup.in_bfloat16(), scales_to_judge(None, None), Criterion.for_policy("mixed_bfloat16")
+        )
     return _verification(setup, replayer, result, (before, bfloat16), scales, data, criterion)
 
 

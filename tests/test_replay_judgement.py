@@ -101,6 +101,12 @@ def test_the_loss_scales_that_count(initial, settled, dynamic, scales):
     assert scales_to_judge(initial, settled, dynamic) == scales
 
 
+def test_bfloat16_rounds_eight_times_as_coarsely_and_is_judged_by_wider_limits():
+    wide = Criterion.for_policy("mixed_bfloat16")
+    assert (wide.gradient_cosine, wide.variable_cosine, wide.loss) == (0.99, 0.9, Criterion().loss)
+    assert Criterion.for_policy("mixed_float16") == Criterion()
+
+
 def test_only_gradients_overflow_by_the_loss_scale():
     assert judged(comparison(finite=False)).overflowed
     assert not judged(comparison(finite=False), outputs_finite=False).overflowed
