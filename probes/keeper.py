@@ -15,6 +15,8 @@ from precscope.replica_records import ReplicaRecord
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from numpy.typing import NDArray
+
     from precscope.probes.model_records import ModelRecords
     from precscope.probes.recorder import Reading, TensorKey
     from precscope.probes.replica_internals import Replicas
@@ -99,10 +101,10 @@ class Keeper:
         """Write one sample and the costs so far; `loss` stands in where the step's own was not seen."""
         indices = self._tensor_indices(reading)
         applied = _was_applied(reading)
-        scalars = reading.scalars
-        if applied is not True:
-            scalars = scalars.copy()
-            scalars["updates"] = scalars["lost_updates"] = 0
+        scalars, *own = [
+            values if applied else _without_updates(values)
+            for values in (reading.scalars, *(replica.scalars for replica in reading.replicas))
+        ]
         current_bytes, peak_bytes = sampled.memory_bytes or (None, None)
         sample = SampleRecord(
             index=self._samples,
@@ -125,7 +127,10 @@ class Keeper:
                 reading.histograms[order],
                 None if complete else indices[order],
                 costs,
-                [replace(replica, scalars=replica.scalars[order]) for replica in reading.replicas],
+                [
+                    replace(replica, scalars=values[order])
+                    for replica, values in zip(reading.replicas, own, strict=True)
+                ],
             )
         )
         self._samples += 1
@@ -171,6 +176,13 @@ class Keeper:
         """Write the costs and how the training ended."""
         self.write(lambda writer: writer.set_costs(costs))
         self._writer.close(status, error)
+
+
+def _without_updates(scalars: NDArray[np.void]) -> NDArray[np.void]:
+    """Return the scalars of a step that updated nothing, as far as is known."""
+    scalars = scalars.copy()
+    scalars["updates"] = scalars["lost_updates"] = 0
+    return scalars
 
 
 def _was_applied(reading: Reading) -> bool | None:
