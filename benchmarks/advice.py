@@ -34,7 +34,8 @@ def _row(score: Score, seconds: float) -> str:
     top = next((f for f in score.findings if f.severity != "info"), None)
     first = "" if top is None else f"{top.id}: {top.action}" + (f" `{top.layer}`" if top.layer else "")
     verdict = "right" if score.is_right else "**wrong**"
-    cells = (case.name, truth, _names(score.named), first, verdict, f"{seconds:.0f}")
+    proof = {None: "", True: _names(score.proven_layers) or "nothing", False: "not proven"}[score.proven]
+    cells = (case.name, truth, _names(score.named), first, verdict, proof, f"{seconds:.0f}")
     return "| " + " | ".join(cells) + " |"
 
 
@@ -48,17 +49,20 @@ def main() -> None:
     parser.add_argument("names", nargs="*", help="cases, all by default")
     parser.add_argument("--every", type=int, default=5, help="sample every so many steps")
     parser.add_argument("--keep", type=Path, help="a new directory for the runs; kept")
+    parser.add_argument("--prove", action="store_true", help="replay the advice too, which takes several times as long")
     parser.add_argument("--explain", action="store_true", help="print every finding below its case")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     scores: list[Score] = []
-    print("| case | truth | kept in float32 | first finding | | s |")
-    print("|---|---|---|---|---|---:|")
+    print("| case | truth | kept in float32 | first finding | | proven by replay | s |")
+    print("|---|---|---|---|---|---|---:|")
     with tempfile.TemporaryDirectory() as temporary:
         directory = arguments.keep or Path(temporary)
         for case in [case_named(name) for name in arguments.names] or ZOO:
             since = time.perf_counter()
-            scores.append(score_case(case, profile_case(case, directory / case.name, arguments.every)))
+            scores.append(
+                score_case(case, profile_case(case, directory / case.name, arguments.every, prove=arguments.prove))
+            )
             print(_row(scores[-1], time.perf_counter() - since), flush=True)
             for finding in scores[-1].findings if arguments.explain else ():
                 print(f"    {finding.severity:8}{finding.id:22}{finding.action:16}{finding.sentence}")

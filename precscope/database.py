@@ -7,12 +7,9 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
 import sqlite3
-import tempfile
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import MISSING, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -33,10 +30,12 @@ from precscope.records import (
 from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
 from precscope.replica_records import ReplicaRecord
 from precscope.run_failures import damaged, newer_format, os_failure, sqlite_failure
+from precscope.sqlite_files import connect_to_read, connect_to_write, logs_of, use_journal
 from precscope.statistics import BIN_EXPONENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
 
 __all__ = [
     "FIRST_ROW",
@@ -54,6 +53,7 @@ __all__ = [
     "select_results",
     "to_row",
     "transaction",
+    "used_bytes",
     "write_meta",
 ]
 
@@ -73,7 +73,7 @@ CREATE TABLE tensors (
 CREATE TABLE samples (
     "index" INTEGER PRIMARY KEY, step INTEGER NOT NULL, time_unix_s REAL NOT NULL, loss REAL,
     loss_is_nan INTEGER NOT NULL, loss_scale REAL, applied INTEGER, iterations INTEGER, step_time_ns INTEGER NOT NULL,
-    allocator_current_bytes INTEGER, allocator_peak_bytes INTEGER,
+    allocator_current_bytes INTEGER, allocator_peak_bytes INTEGER, incident INTEGER NOT NULL DEFAULT 0,
     tensor_indices BLOB, scalars BLOB NOT NULL, histograms BLOB NOT NULL, histogram_totals BLOB
 );
 CREATE TABLE loss_scales (
@@ -159,8 +159,8 @@ _OPTIONAL_TABLES = (
 _JSON_COLUMNS = ("inputs", "shape", "shared_with", "throttle_reasons", "bad_weights", "bad_updates", "left_out")
 #: Columns that hold a bool, which SQLite keeps as 0 or 1.
 _FLAG_COLUMNS = ("tensor_core", "cast", "autocast", "applied", "data_finite", "compiled")
-#: How long either side waits for the other where the file system allows no WAL.
-_BUSY_S = 10.0
+#: Columns that keep NaN, as the text "nan": SQLite turns the number into NULL, which says that nothing is known.
+_NAN_COLUMNS = ("loss_reference", "loss_policy")
 
 #: Where `select_after` begins: before all rows, tensor 0 included.
 FIRST_ROW = -1
@@ -176,34 +176,18 @@ def create_database(path: Path) -> sqlite3.Connection:
     """
     part = path.with_name(f"{path.name}.part")
     try:
-        with closing(_connect_to_write(part)) as connection, transaction(connection):
+        with closing(connect_to_write(part)) as connection, transaction(connection):
             for statement in _SCHEMA.split(";"):
                 connection.execute(statement)
             connection.executemany("INSERT INTO meta VALUES (?, ?)", _META.items())
         part.replace(path)  # a reader sees no file, or one with all tables
-        connection = _connect_to_write(path)
-        _choose_journal(connection)
+        connection = connect_to_write(path)
+        use_journal(connection, path)
     except sqlite3.Error as error:
         raise sqlite_failure(error, path) from error
     except OSError as error:
         raise os_failure(error, path) from error
     return connection
-
-
-def _connect_to_write(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
-    connection.execute("PRAGMA synchronous = NORMAL")
-    return connection
-
-
-def _choose_journal(connection: sqlite3.Connection) -> None:
-    """Use a write-ahead log, which lets others read meanwhile; network file systems refuse it."""
-    try:
-        mode = connection.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-    except sqlite3.OperationalError:
-        mode = None
-    if mode != "wal":
-        connection.execute("PRAGMA journal_mode = TRUNCATE")
 
 
 def close_database(connection: sqlite3.Connection, in_place: bool) -> None:
@@ -246,12 +230,14 @@ def insert_row(connection: sqlite3.Connection, table: str, row: dict[str, Any]) 
 
 def to_row(record: Any) -> dict[str, Any]:
     """Return the fields of a record as SQLite takes them."""
-    return {item.name: _to_sql(getattr(record, item.name)) for item in fields(record)}
+    return {item.name: _to_sql(item.name, getattr(record, item.name)) for item in fields(record)}
 
 
-def _to_sql(value: Any) -> Any:
+def _to_sql(name: str, value: Any) -> Any:
     if isinstance(value, tuple):
         return json.dumps(value)
+    if name in _NAN_COLUMNS and value is not None and math.isnan(value):
+        return "nan"
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -264,7 +250,7 @@ def open_database(path: Path) -> Iterator[sqlite3.Connection]:
     """
     with ExitStack() as stack:
         try:
-            connection = _connect_to_read(path, stack)
+            connection = connect_to_read(path, stack)
             connection.execute("BEGIN")
             _check(connection, path)
             yield connection
@@ -276,44 +262,9 @@ def open_database(path: Path) -> Iterator[sqlite3.Connection]:
             raise damaged(path, f"cannot be read ({error})") from error
 
 
-def _connect_to_read(path: Path, stack: ExitStack) -> sqlite3.Connection:
-    """Connect to `path` read-only; on a read-only file system in the ways that need no file beside it."""
-    try:
-        return _try_to_read(path, "mode=ro", stack)
-    except sqlite3.OperationalError as error:
-        name = getattr(error, "sqlite_errorname", "")
-        if not name.startswith(("SQLITE_CANTOPEN", "SQLITE_READONLY")) or not path.exists():
-            raise
-    logs = _logs(path)
-    if not logs:
-        return _try_to_read(path, "mode=ro&immutable=1", stack)
-    # The log belongs to what was committed, and SQLite must write to take it into account: on a copy it can.
-    folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="precscope-")))
-    for file in (path, *logs):
-        shutil.copyfile(file, folder / file.name)
-    return _try_to_read(folder / path.name, "mode=rw", stack)
-
-
-def _logs(path: Path) -> list[Path]:
-    """Return the files beside `path` without which it is not complete."""
-    logs = [path.with_name(f"{path.name}-{kind}") for kind in ("wal", "journal")]
-    return [log for log in logs if log.exists() and log.stat().st_size]
-
-
-def _try_to_read(path: Path, query: str, stack: ExitStack) -> sqlite3.Connection:
-    connection = sqlite3.connect(f"{path.absolute().as_uri()}?{query}", uri=True, timeout=_BUSY_S, isolation_level=None)
-    try:
-        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
-    except BaseException:
-        connection.close()
-        raise
-    stack.enter_context(closing(connection))
-    return connection
-
-
 def _check(connection: sqlite3.Connection, path: Path) -> None:
     # SQLite finds missing pages itself, but takes a last page that was cut off as if it ended in zeros.
-    if path.stat().st_size % connection.execute("PRAGMA page_size").fetchone()[0] and not _logs(path):
+    if path.stat().st_size % connection.execute("PRAGMA page_size").fetchone()[0] and not logs_of(path):
         raise damaged(path, "is cut off")
     meta = read_meta(connection)
     version = str(meta.get("schema_version"))
@@ -373,6 +324,14 @@ def select_results(connection: sqlite3.Connection) -> dict[str, list[float]]:
     return results
 
 
+def used_bytes(connection: sqlite3.Connection) -> int:
+    """Return what the file's content takes, free pages not counted: those are used again."""
+    pages, free, size = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size")
+    )
+    return int((pages - free) * size)
+
+
 def write_meta(connection: sqlite3.Connection, facts: Mapping[str, str | None]) -> None:
     """Store facts about the file; one that is None is deleted."""
     for name, value in facts.items():
@@ -400,6 +359,8 @@ def _has(connection: sqlite3.Connection, table: str) -> bool:
 def _from_sql(name: str, value: Any) -> Any:
     if name in _FLAG_COLUMNS and value is not None:
         return bool(value)
+    if name in _NAN_COLUMNS and value is not None:
+        return float(value)
     if name == "frames":
         return tuple(Frame(*row) for row in json.loads(value))
     return tuple(json.loads(value)) if name in _JSON_COLUMNS and value is not None else value

@@ -114,6 +114,8 @@ class Options:
         device_interval_s: Seconds between two looks at the devices (memory, utilization, power, ...); 0 for none.
         keep_batches_mib: MiB that batches of sampled steps may take in the run directory, to be replayed later; 0 keeps
             none. Over the limit, fewer are kept, spread evenly over the training.
+        run_size_mib: MiB that the samples of a worker may take in the run directory; 0 for no limit. Over the limit,
+            old samples are thinned out evenly; those with infinities, NaN or a skipped step go last.
         reference: Take reference steps in float32: at the start, once the loss scale has settled, and at the end.
         reference_budget: Share of the training time that reference steps may cost; those at the start, once settled and
             at the end are taken in any case.
@@ -138,6 +140,7 @@ class Options:
     dense_steps: int = _option(8, _integer(0))
     tripwire: bool = _option(False, _flag)
     keep_batches_mib: float = _option(0.0, _size)
+    run_size_mib: float = _option(1024.0, _size)
     reference: bool = _option(False, _flag)
     reference_budget: float = _option(0.01, _share)
     live: bool = _option(False, _flag)

@@ -126,8 +126,9 @@ def place_workers(workers: Sequence[Worker]) -> PlacedWorkers:
 def _merge_samples(workers: Sequence[Worker]) -> tuple[tuple[SampleRecord, ...], list[NDArray[np.intp]]]:
     """Return the run's samples, and for each worker where its own stand among them."""
     if len(workers) == 1:
-        own = workers[0].samples
-        return tuple(replace(item, index=index) for index, item in enumerate(own)), [np.arange(len(own), dtype=np.intp)]
+        alone = workers[0].samples
+        renumbered = tuple(replace(item, index=index) for index, item in enumerate(alone))
+        return renumbered, [np.arange(len(alone), dtype=np.intp)]
     parts: dict[tuple[int, int], list[tuple[SampleRecord, int]]] = {}
     keys = [_sample_keys(worker.samples) for worker in workers]
     for worker, own in zip(workers, keys, strict=True):

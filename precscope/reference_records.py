@@ -29,8 +29,8 @@ class ReferenceStepRecord:
         examples: Examples that it worked on; None where the batch has no dimension of examples.
         batch: Examples in the batch: more than `examples` where two passes over all of it did not fit into memory.
         loss_scale: What multiplied the loss, in both passes: in float32 a power of 2 changes no digit.
-        loss_reference: Loss in float32; None where it is not finite, and where the train step does not show it (it
-            calls no `scale_loss`): then both are None.
+        loss_reference: Loss in float32, perhaps infinite or NaN; None where the train step does not show it: it calls
+            no `scale_loss`.
         loss_policy: Loss in the training's policy; likewise.
         random: How random numbers were held equal, or why they are not.
         compiled: Whether XLA compiled the two passes. Not compiled, they round where the policy says so, and XLA may

@@ -34,6 +34,9 @@ class Criterion:
     whole gradient hides a small variable, so each has a cosine too, with a wider limit: rounding turns the gradient of
     one variable further than that of all. A variable whose gradient is a negligible part of the whole is not judged
     alone: a bias before a normalization has a gradient of nothing but rounding errors, in float32 as well.
+
+    bfloat16 has three bits fewer than float16 (8 significant ones, not 11), so its ordinary rounding turns a healthy
+    gradient eight times as far. What is looked for is a fault, not that: its limits are wider, see `for_policy`.
     """
 
     gradient_cosine: float = _limit(0.999, "Least cosine of all weight gradients together to those in float32.")
@@ -44,6 +47,11 @@ class Criterion:
     gradient_length: float = _limit(0.05, "Most that the whole gradient's length may differ, relative.")
     loss: float = _limit(0.01, "Most that the loss may differ, relative.")
     loss_floor: float = _limit(1e-4, "Beside that the loss may differ by so much.")
+
+    @classmethod
+    def for_policy(cls, policy: str) -> Criterion:
+        """Return the limits for a default policy, by its name."""
+        return cls(gradient_cosine=0.99, variable_cosine=0.9) if "bfloat16" in policy else cls()
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,7 @@ class Replay:
         worst_cosine: That cosine.
         loss: The unscaled loss; None where it is not finite or not known.
         loss_reference: The loss in float32; None where it is not known.
+        overflowed: Whether gradients are not finite although output and loss are: a lower loss scale may mend that.
     """
 
     step: int
@@ -100,6 +109,7 @@ class Replay:
     worst_cosine: float | None
     loss: float | None
     loss_reference: float | None
+    overflowed: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,6 +175,7 @@ def judge_replay(
         None if worst is None else worst.cosine,
         shown_loss,
         loss_reference,
+        overflowed=not finite and outputs_finite and (loss is None or shown_loss is not None),
     )
 
 
@@ -220,23 +231,19 @@ class JudgedScales:
     Attributes:
         judged: Where it has to pass.
         informing: Where it is measured as well.
+        may_fall: By how many halvings a judged scale may fall before all batches pass, where gradients overflow.
     """
 
     judged: tuple[float, ...]
     informing: tuple[float, ...] = ()
-
-    @property
-    def all(self) -> tuple[float, ...]:
-        """All of them, the judged ones first."""
-        return self.judged + self.informing
+    may_fall: int = 0
 
 
 def scales_to_judge(initial: float | None, settled: float | None, is_dynamic: bool = True) -> JudgedScales:
-    """Return the loss scales at which a policy has to pass: the one that it begins with, and the one it settles at.
+    """Return the loss scales at which a policy has to pass: the one that it begins with, and the one it grew to.
 
-    A dynamic scale that grew is judged at both ends. One that fell by up to three halvings sought its level, at a price
-    of three skipped steps, and is judged there. One that fell further did so because of the fault that is to be cured:
-    it has to pass at the scale it begins with, and the one that was left informs.
+    A dynamic scale that falls by up to three halvings only seeks its level, at a price of three skipped steps. One that
+    fell further did so because of the fault that is to be cured: what it came to informs, and does not count.
 
     Args:
         initial: The scale that training begins with; None without loss scaling.
@@ -245,10 +252,8 @@ def scales_to_judge(initial: float | None, settled: float | None, is_dynamic: bo
     """
     if initial is None:
         return JudgedScales((1.0,))
-    if not is_dynamic or settled is None or settled == initial:
+    if not is_dynamic:
         return JudgedScales((initial,))
-    if settled > initial:
-        return JudgedScales((initial, settled))
-    if settled * 2**PROBES >= initial:
-        return JudgedScales((settled,), (initial,))
-    return JudgedScales((initial,), (settled,) if settled >= 1 else ())
+    grew, fell = settled is not None and settled > initial, settled is not None and 1 <= settled < initial
+    judged = (initial, settled) if grew and settled is not None else (initial,)
+    return JudgedScales(judged, (settled,) if fell and settled is not None else (), PROBES)

@@ -8,8 +8,9 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from dataclasses import MISSING, asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -17,9 +18,6 @@ import yaml
 
 from precscope.records import RunRecord
 from precscope.run_failures import damaged, newer_format, not_a_run, os_failure
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["FORMAT_NAME", "FORMAT_VERSION", "RUN_FILE", "ProcessRecord", "read_run_file", "write_run_file"]
 
@@ -36,16 +34,22 @@ class ProcessRecord:
         host: Its host's name.
         pid: Its process id on that host.
         created_unix_s: When the process began: a process id is used again, sooner or later.
+        created_ticks: The same in the system's ticks since it was booted, which stay when its clock is set; None where
+            the system does not tell.
+        boot: Names the boot from which they count; None likewise.
     """
 
     host: str
     pid: int
     created_unix_s: float
+    created_ticks: int | None = None
+    boot: str | None = None
 
     @classmethod
     def current(cls) -> ProcessRecord:
         """Return the record of this process."""
-        return cls(socket.gethostname(), os.getpid(), psutil.Process().create_time())
+        pid = os.getpid()
+        return cls(socket.gethostname(), pid, psutil.Process().create_time(), _created_ticks(pid), _boot())
 
     def is_alive(self) -> bool | None:
         """Return whether the process lives; None on another host, where that cannot be seen."""
@@ -53,13 +57,34 @@ class ProcessRecord:
             return None
         try:
             process = psutil.Process(self.pid)
-            # The system derives the creation time from the boot time, which clock corrections move a little.
-            same = abs(process.create_time() - self.created_unix_s) < 2.0
-            return same and process.status() != psutil.STATUS_ZOMBIE
+            return self._is(process) and process.status() != psutil.STATUS_ZOMBIE
         except psutil.AccessDenied:
             return True
         except psutil.NoSuchProcess:
             return False
+
+    def _is(self, process: psutil.Process) -> bool:
+        """Tell whether the process that has the id now is the one that was recorded."""
+        ticks, boot = _created_ticks(self.pid), _boot()
+        if None not in (ticks, boot, self.created_ticks, self.boot):
+            return (ticks, boot) == (self.created_ticks, self.boot)
+        # The system derives the creation time from the boot time, which moves when the clock is set.
+        return abs(process.create_time() - self.created_unix_s) < 2.0
+
+
+def _created_ticks(pid: int) -> int | None:
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+        return int(stat.rpartition(")")[2].split()[19])  # the name before may hold spaces and brackets
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _boot() -> str | None:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
 
 
 def write_run_file(directory: Path, record: RunRecord, process: ProcessRecord) -> None:
@@ -124,8 +149,9 @@ def _load(file: Path) -> dict[str, Any]:
 
 
 def _record(cls: type[Any], values: dict[str, Any]) -> Any:
-    """Build the dataclass `cls`; keys that a later PrecScope added are left out."""
-    return cls(**{item.name: values[item.name] for item in fields(cls)})
+    """Build the dataclass `cls`; what a later PrecScope added is left out, what an earlier lacked is default."""
+    names = [item.name for item in fields(cls) if item.name in values or item.default is MISSING]
+    return cls(**{name: values[name] for name in names})
 
 
 def _plain(value: Any) -> Any:

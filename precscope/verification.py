@@ -69,7 +69,7 @@ class Verification:
         trials: How many sets were replayed; each was traced once.
         criterion: What they had to show.
         prices: What a pass costs by "plain", "policy" and "float32".
-        pin_prices: What each pin costs beside the policy without it, by id.
+        pin_prices: What each of the first pins costs beside the policy without it, by id.
         timed_passes: How many passes of each were timed, in turn.
         device: On what.
         unix_s: When.

@@ -20,6 +20,7 @@ from precscope.records import (
     TensorRecord,
 )
 from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
+from precscope.replica_records import ReplicaRecord
 from precscope.thinned import Thinned
 from precscope.worker import Worker, samples_after, scalars_after
 
@@ -77,6 +78,7 @@ class WorkerTail:
         path: The database.
         layers: By id.
         tensors: By index.
+        replicas: Those that the worker runs; none where there is one replica in all.
         samples: The sampled steps, thinned.
         recent: The last samples.
         fresh: What the last look found, the last `RECENT` samples of it.
@@ -97,6 +99,7 @@ class WorkerTail:
         self.path = path
         self.layers: dict[str, LayerRecord] = {}
         self.tensors: list[TensorRecord] = []
+        self.replicas: list[ReplicaRecord] = []
         self.samples: Thinned[SampleRecord] = Thinned(_SERIES)
         self.recent: deque[SampleRecord] = deque(maxlen=RECENT)
         self.fresh: list[FreshSample] = []
@@ -162,6 +165,7 @@ class WorkerTail:
             reference=tuple(self.reference),
             origins=self.origins,
             first_sample=last[0].index if last else 0,
+            replicas=tuple(self.replicas),
         )
 
     def _read(self, connection: sqlite3.Connection) -> bool:
@@ -170,6 +174,7 @@ class WorkerTail:
         tensors = self._after(connection, TensorRecord)
         self.layers |= {layer.id: layer for layer in layers}
         self.tensors += tensors
+        self.replicas += self._after(connection, ReplicaRecord)
         changed = [bool(layers), bool(tensors), self._read_samples(connection)]
         looks, stretches = self._after(connection, LossScaleRecord), self._after(connection, StepTimeRecord)
         self.loss_scales.extend(looks)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import sqlite3
 import threading
-import time
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +16,20 @@ from precscope.database import (
     create_database,
     insert,
     insert_row,
-    to_row,
     transaction,
+    used_bytes,
 )
 from precscope.errors import RunDirectoryError
+from precscope.fork_safety import guard
 from precscope.records import SCALAR_DTYPE
 from precscope.run_failures import sqlite_failure
 from precscope.run_file import ProcessRecord, write_run_file
 from precscope.rundir import create_run_directory, delete_run_files, delete_worker_files, worker_file
-from precscope.sample_arrays import encode_histograms, encode_indices, encode_replica_scalars, encode_scalars
+from precscope.sample_arrays import encode_histograms
+from precscope.sample_rows import replica_row, sample_row
 from precscope.statistics import HISTOGRAM_BINS
+from precscope.steady_clock import SteadyClock
+from precscope.thinning import thin_rows, thin_samples
 from precscope.worker_state import WorkerState, write_state
 
 if TYPE_CHECKING:
@@ -68,6 +70,10 @@ DELETE FROM device_samples WHERE time_unix_s IN (
 #: Every so many samples the histograms' running totals are stored with the sample, so that a reader adds up this many
 #: samples at most; storing them with each sample would double the time to write one.
 _TOTALS_EVERY = 16
+#: Samples are thinned until the file takes no more than this share of its limit.
+_ENOUGH = 0.9
+#: Rows of a table of small records, after which they are thinned: some megabytes.
+_MOST_ROWS = 50_000
 
 
 class RunWriter:
@@ -75,17 +81,29 @@ class RunWriter:
 
     Worker 0 writes `run.yaml`, too.
 
+    Attributes:
+        path: The run directory.
+        record: What `run.yaml` says.
+        worker: The worker's number.
+        samples_thinned: How many samples were deleted to keep the file within its limit.
+        lock: Held while something is written.
+
     Every method but `close` raises RunDirectoryError where the write failed (the disk is full, the directory was
     removed, ...). Nothing of that call is then stored, all earlier calls are.
     """
 
-    def __init__(self, directory: Path, record: RunRecord, worker: int = 0) -> None:
+    def __init__(self, directory: Path, record: RunRecord, worker: int = 0, most_bytes: int | None = None) -> None:
         """Begin to write into `directory`; use `create`."""
         self.path = directory
         self.record = record
         self.worker = worker
+        self.samples_thinned = 0
+        self._most_bytes = most_bytes
+        self._clock = SteadyClock(record.started_unix_s)
+        self._rows: dict[str, int] = {}
+        self._is_mine = True
         self._process = ProcessRecord.current()
-        self._lock = threading.Lock()
+        self.lock = threading.Lock()
         self._tensors = 0
         self._samples = 0
         self._totals = np.zeros((0, HISTOGRAM_BINS), np.uint64)
@@ -96,21 +114,34 @@ class RunWriter:
         self._connection: sqlite3.Connection | None = create_database(self._file)
         self._stat = self._file.stat()
         self._state = WorkerState(self._process, record.started_unix_s)
+        guard(self)
         with self._writing() as connection:
             write_state(connection, self._state)
 
     @classmethod
     def create(
-        cls, path: str | os.PathLike[str], record: RunRecord, overwrite: bool = False, worker: int = 0
+        cls,
+        path: str | os.PathLike[str],
+        record: RunRecord,
+        overwrite: bool = False,
+        worker: int = 0,
+        most_bytes: int | None = None,
     ) -> RunWriter:
         """Create the run directory `path`, or join the one of worker 0, and return the worker's writer.
+
+        Args:
+            path: See `precscope.rundir.create_run_directory`.
+            record: What `run.yaml` is to say; its start is the time from which the writer counts on.
+            overwrite: See there.
+            worker: The worker's number.
+            most_bytes: Size of the worker's file above which old samples are thinned out; None for no limit.
 
         Raises:
             RunDirectoryError: See `precscope.rundir.create_run_directory`.
         """
         directory = create_run_directory(path, overwrite, worker)
         try:
-            return cls(directory, record, worker)
+            return cls(directory, record, worker, most_bytes)
         except RunDirectoryError:
             with suppress(OSError):  # so that the same call can succeed once there is space
                 if worker:
@@ -163,26 +194,40 @@ class RunWriter:
         _check_array("histograms", histograms, np.dtype(np.uint64), (rows, HISTOGRAM_BINS))
         totals = self._added_to_totals(histograms, indices)
         is_checkpoint = self._samples % _TOTALS_EVERY == _TOTALS_EVERY - 1
-        loss_is_nan = sample.loss is not None and math.isnan(sample.loss)
-        row = to_row(sample) | {
-            "index": self._samples,
-            "loss_is_nan": loss_is_nan,  # SQLite turns NaN into NULL, which says "not seen"
-            "tensor_indices": None if indices is None else encode_indices(indices),
-            "scalars": encode_scalars(scalars),
-            "histograms": encode_histograms(histograms),
-            "histogram_totals": encode_histograms(totals) if is_checkpoint else None,
-        }
+        row = sample_row(self._samples, sample, scalars, histograms, indices, totals if is_checkpoint else None)
         with self._writing() as connection:
             insert_row(connection, "samples", row)
             for replica in replicas:
-                insert_row(connection, "replica_samples", _replica_row(self._samples, replica))
+                insert_row(connection, "replica_samples", replica_row(self._samples, replica))
             insert(connection, costs)
+            thinned = self._thin_samples(connection, totals)
         self._totals = totals
         self._samples += 1
+        self.samples_thinned += thinned
+
+    def _thin_samples(self, connection: sqlite3.Connection, totals: NDArray[np.uint64]) -> int:
+        """Delete old samples where the file has outgrown its limit; return how many."""
+        if self._most_bytes is None or used_bytes(connection) <= self._most_bytes:
+            return 0
+        # Totals are summed over all samples that ever were: from now on the newest one has them.
+        newest = (encode_histograms(totals), self._samples)
+        connection.execute('UPDATE samples SET histogram_totals = ? WHERE "index" = ?', newest)
+        thinned = 0
+        for incidents in (False, True):
+            while used_bytes(connection) > _ENOUGH * self._most_bytes and (gone := thin_samples(connection, incidents)):
+                thinned += gone
+        return thinned
+
+    def _add_row(self, record: LossScaleRecord | StepTimeRecord, table: str) -> None:
+        """Add a record of which a long run writes many, and thin them out where there are too many."""
+        with self._writing() as connection:
+            insert(connection, [record])
+            rows = self._rows.get(table, 0) + 1
+            self._rows[table] = rows if rows <= _MOST_ROWS else thin_rows(connection, table)
 
     def add_loss_scale(self, record: LossScaleRecord) -> None:
         """Add one look at the optimizer."""
-        self._insert([record])
+        self._add_row(record, "loss_scales")
 
     def add_notice(self, record: NoticeRecord) -> None:
         """Add what the session has to say."""
@@ -196,14 +241,14 @@ class RunWriter:
         """Change fields of the run's record and write `run.yaml` anew, as worker 0."""
         record = dataclasses.replace(self.record, **changes)
         if self.worker == 0:
-            with self._lock:
+            with self.lock:
                 self._check_in_place()
                 write_run_file(self.path, record, self._process)
         self.record = record
 
     def add_step_time(self, record: StepTimeRecord) -> None:
         """Add one measured stretch of plain steps."""
-        self._insert([record])
+        self._add_row(record, "step_times")
 
     def add_op_times(self, window: ProfiledWindow, records: Iterable[OpRecord]) -> None:
         """Add what the profiled window gave; a run has one at most."""
@@ -251,15 +296,15 @@ class RunWriter:
         Args:
             status: How it ended.
             error: The exception's type and message, or None.
-            ended_unix_s: Wall-clock end; None for now.
+            ended_unix_s: Wall-clock end; None for now, by a clock that went on steadily since the start.
         """
         if self._connection is None:
             return
-        ended = time.time() if ended_unix_s is None else ended_unix_s
+        ended = self._clock() if ended_unix_s is None else ended_unix_s
         self._state = dataclasses.replace(self._state, status=status, error=error, ended_unix_s=ended)
         with suppress(RunDirectoryError), self._writing() as connection:
             write_state(connection, self._state)
-        with self._lock:
+        with self.lock:
             close_database(self._connection, in_place=self._in_place())
             self._connection = None
         # The caller heard of a failure from the call that failed first; a reader sees that the process is gone.
@@ -273,7 +318,12 @@ class RunWriter:
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """Give the connection inside a transaction; every failure becomes a RunDirectoryError."""
-        with self._lock:
+        with self.lock:
+            if not self._is_mine:
+                raise RunDirectoryError(
+                    f"This process was forked from the one that records the run in '{self.path}', which alone writes "
+                    "to it. Begin a session of its own here, with another run directory."
+                )
             if self._connection is None:
                 raise RunDirectoryError(f"The run in '{self.path}' is closed; nothing can be written to it any more.")
             self._check_in_place()
@@ -284,6 +334,20 @@ class RunWriter:
                 raise  # a record that is none: the caller's mistake, not the directory's
             except sqlite3.Error as error:
                 raise sqlite_failure(error, self._file) from error
+
+    def now_unix_s(self) -> float:
+        """Return the time in seconds since 1970, by a clock that went on steadily since the run's start."""
+        return self._clock()
+
+    @property
+    def is_mine(self) -> bool:
+        """Whether this process began the run; not so in a process that was forked from it."""
+        return self._is_mine
+
+    def disown(self) -> sqlite3.Connection | None:
+        """Give up the connection in a forked process, and return it: it must not be used there."""
+        connection, self._connection, self._is_mine = self._connection, None, False
+        return connection
 
     def _check_in_place(self) -> None:
         # SQLite would go on writing into a file that was deleted, and nobody would ever see it.
@@ -312,16 +376,6 @@ class RunWriter:
         totals[: len(self._totals)] = self._totals
         totals[slice(None) if indices is None else indices] += histograms
         return totals
-
-
-def _replica_row(sample: int, replica: ReplicaSample) -> dict[str, Any]:
-    return {
-        "sample": sample,
-        "replica": replica.replica,
-        "loss": replica.loss,
-        "loss_is_nan": replica.loss is not None and math.isnan(replica.loss),
-        "scalars": encode_replica_scalars(replica.scalars),
-    }
 
 
 def _check_array(name: str, array: NDArray[Any], dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:

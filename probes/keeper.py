@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +14,8 @@ from precscope.replica_records import ReplicaRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from numpy.typing import NDArray
 
     from precscope.probes.model_records import ModelRecords
     from precscope.probes.recorder import Reading, TensorKey
@@ -52,9 +53,13 @@ class Keeper:
         """Number of samples written."""
         return self._samples
 
+    def now_unix_s(self) -> float:
+        """Return the time in seconds since 1970, by the run's clock, which never jumps."""
+        return self._writer.now_unix_s()
+
     def write(self, action: Callable[[RunWriter], None]) -> None:
         """Write; on a failure say so once and stop recording, for the training goes on."""
-        if self._failed:
+        if self._failed or not self._writer.is_mine:  # a forked process has nothing to say
             return
         try:
             action(self._writer)
@@ -96,15 +101,15 @@ class Keeper:
         """Write one sample and the costs so far; `loss` stands in where the step's own was not seen."""
         indices = self._tensor_indices(reading)
         applied = _was_applied(reading)
-        scalars = reading.scalars
-        if applied is not True:
-            scalars = scalars.copy()
-            scalars["updates"] = scalars["lost_updates"] = 0
+        scalars, *own = [
+            values if applied else _without_updates(values)
+            for values in (reading.scalars, *(replica.scalars for replica in reading.replicas))
+        ]
         current_bytes, peak_bytes = sampled.memory_bytes or (None, None)
         sample = SampleRecord(
             index=self._samples,
             step=sampled.step,
-            time_unix_s=time.time(),
+            time_unix_s=self.now_unix_s(),
             loss=reading.loss if reading.loss is not None else loss,
             loss_scale=reading.loss_scale,
             applied=applied,
@@ -122,10 +127,21 @@ class Keeper:
                 reading.histograms[order],
                 None if complete else indices[order],
                 costs,
-                [replace(replica, scalars=replica.scalars[order]) for replica in reading.replicas],
+                [
+                    replace(replica, scalars=values[order])
+                    for replica, values in zip(reading.replicas, own, strict=True)
+                ],
             )
         )
         self._samples += 1
+        if self._writer.samples_thinned:
+            self.tell(
+                "info",
+                "recording",
+                "the run directory reached its limit (run_size_mib): old samples were thinned out evenly, and will be "
+                "again. Samples with infinities, NaN or a skipped step go last.",
+                sampled.step,
+            )
 
     def _tensor_indices(self, reading: Reading) -> Any:
         """Return each recorded tensor's position in the run, new ones added to it."""
@@ -160,6 +176,13 @@ class Keeper:
         """Write the costs and how the training ended."""
         self.write(lambda writer: writer.set_costs(costs))
         self._writer.close(status, error)
+
+
+def _without_updates(scalars: NDArray[np.void]) -> NDArray[np.void]:
+    """Return the scalars of a step that updated nothing, as far as is known."""
+    scalars = scalars.copy()
+    scalars["updates"] = scalars["lost_updates"] = 0
+    return scalars
 
 
 def _was_applied(reading: Reading) -> bool | None:

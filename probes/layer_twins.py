@@ -21,6 +21,7 @@ import tensorflow as tf
 from precscope.probes import keras_internals, shadow_internals
 from precscope.probes.layer_policies import cannot_flip, model_layers
 from precscope.probes.recorder import TensorKey
+from precscope.probes.taps import is_read_by_losses
 from precscope.probes.tensor_errors import error_sums
 
 if TYPE_CHECKING:
@@ -207,6 +208,11 @@ class ReferencePass:
             return tensor
         activation, arriving = (TensorKey(plan.id, kind, str(place)) for kind in _KINDS)
         keep = self._trace.keep
+
+        if twin is None and is_read_by_losses(tensor):  # in the training too: the loss takes the logits from its op
+            if plan.unseen is None:
+                keep(Part("reference", activation, call), tensor)
+            return tensor
 
         def tap(x: Any) -> Any:
             if plan.unseen is None:

@@ -59,6 +59,7 @@ class Measurements:
                 options.device_interval_s if self._has_gpu else max(options.device_interval_s, _HOST_INTERVAL_S),
                 notice=lambda message: self._tell("info", "devices", message),
                 devices=self._open_devices,
+                clock=keeper.now_unix_s,
             )
         loop.keep_step_time = lambda record: keeper.write(lambda writer: writer.add_step_time(record))
         if self._has_gpu:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +21,9 @@ if TYPE_CHECKING:
     from precscope.probes.recorder import TensorKey
 
 __all__ = ["ModelRecords"]
+
+#: What was recorded of each layer, by id.
+Kinds = Mapping[str, set[str]]
 
 
 class ModelRecords:
@@ -74,25 +79,33 @@ class ModelRecords:
 
     def layers(self, recorded: set[TensorKey] | None = None) -> list[LayerRecord]:
         """Return a record of every layer; `recorded` says what the last sample held, None before the first."""
+        kinds = None if recorded is None else _kinds_by_layer(recorded)
         between = {layer_id: plan for plans in self.between for layer_id, plan in plans.items()}
         orders = [plan.order for plan in (*self.plans.values(), *between.values()) if plan.order is not None]
         unordered = iter(range(max(orders, default=-1) + 1, sys.maxsize))
         records = [
-            _layer_record(plan, next(unordered) if plan.order is None else plan.order, recorded)
+            _layer_record(plan, next(unordered) if plan.order is None else plan.order, kinds)
             for plan in self.plans.values()
         ]
-        records += [_between_record(plan, recorded) for plan in between.values()]
-        if recorded and any(key.layer == MODEL_ID for key in recorded):
+        records += [_between_record(plan, kinds or {}) for plan in between.values()]
+        if kinds is not None and MODEL_ID in kinds:
             records.append(
                 _record(MODEL_ID, self._model, next(unordered), (), "only its own variables", "only its own variables")
             )
         return records
 
 
-def _layer_record(plan: TapPlan, order: int, recorded: set[TensorKey] | None) -> LayerRecord:
+def _kinds_by_layer(recorded: set[TensorKey]) -> Kinds:
+    kinds: dict[str, set[str]] = defaultdict(set)
+    for key in recorded:
+        kinds[key.layer].add(key.kind)
+    return kinds
+
+
+def _layer_record(plan: TapPlan, order: int, recorded: Kinds | None) -> LayerRecord:
     unseen, gradient_unseen = plan.unseen, plan.gradient_unseen
     if recorded is not None:
-        kinds = {key.kind for key in recorded if key.layer == plan.id}
+        kinds = recorded.get(plan.id, set())
         if unseen is None and "activation" not in kinds:
             unseen = "it was not called where it can be recorded" if plan.order is None else "no float output"
         if gradient_unseen is None and "gradient" not in kinds:
@@ -100,8 +113,8 @@ def _layer_record(plan: TapPlan, order: int, recorded: set[TensorKey] | None) ->
     return _record(plan.id, plan.layer, order, tuple(plan.inputs), unseen, gradient_unseen)
 
 
-def _between_record(plan: TapPlan, recorded: set[TensorKey] | None) -> LayerRecord:
-    kinds = {key.kind for key in recorded or () if key.layer == plan.id}
+def _between_record(plan: TapPlan, recorded: Kinds) -> LayerRecord:
+    kinds = recorded.get(plan.id, set())
     dtype = plan.layer.dtype if plan.layer.dtype in FORMATS else "float32"
     return LayerRecord(
         id=plan.id,

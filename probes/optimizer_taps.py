@@ -63,7 +63,6 @@ class OptimizerTaps:
     def _scale_loss(self, optimizer: Any) -> Callable[[Any], Any]:
         original = optimizer.scale_loss
 
-        @tf.autograph.experimental.do_not_convert
         def scale_loss(loss: Any) -> Any:
             if self._leads:
                 self._recorder.record_loss(loss)
@@ -71,12 +70,11 @@ class OptimizerTaps:
             self.misuse.scaled(loss, scaled)
             return scaled
 
-        return scale_loss
+        return tf.autograph.experimental.do_not_convert(scale_loss)
 
     def _apply(self, optimizer: Any) -> Callable[..., Any]:
         original = optimizer.apply
 
-        @tf.autograph.experimental.do_not_convert
         def apply(grads: Any, trainable_variables: Any = None) -> Any:
             grads = list(grads)
             self.misuse.applied(grads)
@@ -87,7 +85,7 @@ class OptimizerTaps:
             variables = keras_internals.optimized_variables(optimizer) if given is None else list(given)
             return self._recorded_apply(original, grads, variables, given)
 
-        return apply
+        return tf.autograph.experimental.do_not_convert(apply)
 
     def _recorded_apply(
         self, original: Callable[..., Any], grads: list[Any], variables: Sequence[Any], given: Any

@@ -29,6 +29,7 @@ __all__ = ["ReplayBatch", "Replayer"]
 
 _FINITE = "outputs finite"
 _LEAST_PASSES, _MOST_PASSES = 7, 51  # that are timed of each setting: enough for a median and its quartiles
+_MOST_TRACED = 16  # steps are kept at once, so that pricing finds most of them traced
 _LONGEST_S = 10.0  # no more passes are timed than fit, beyond the least
 
 
@@ -74,22 +75,18 @@ class Replayer:
         model: A built Keras model.
         optimizer: Its optimizer, built.
         step: The train step, where it is not `model.train_step`.
-        criterion: What a replay has to show.
 
     Attributes:
         unflipped: Why layers did not follow a policy that was set, by id.
         skipped: Steps of batches that cannot be compared, for they are not finite in float32 either.
     """
 
-    def __init__(
-        self, model: Any, optimizer: Any, step: Callable[..., Any] | None = None, criterion: Criterion | None = None
-    ) -> None:
+    def __init__(self, model: Any, optimizer: Any, step: Callable[..., Any] | None = None) -> None:
         self.unflipped: dict[str, str] = {}
         self.skipped: list[int] = []
         self._model = model
         self._optimizer = optimizer
         self._step = step
-        self._criterion = criterion or Criterion()
         self._references: list[_Reference] = []
         self._tried: dict[frozenset[tuple[str, str]], _Tried] = {}
 
@@ -124,10 +121,22 @@ class Replayer:
                 "the data is not finite: verify with weights from before."
             )
 
-    def measure(self, policies: Mapping[str, str], scales: JudgedScales) -> Measured:
+    def measure(self, policies: Mapping[str, str], scales: JudgedScales, criterion: Criterion) -> Measured:
         """Replay every batch at every loss scale under `policies`, by layer id, and judge it."""
-        replays = [self._replay(policies, reference, scale) for scale in scales.all for reference in self._references]
-        return Measured(tuple(replays), len(scales.judged) * len(self._references))
+        judged = [replay for scale in scales.judged for replay in self._at(policies, scale, criterion, scales.may_fall)]
+        informing = [replay for scale in scales.informing for replay in self._at(policies, scale, criterion, 0)]
+        return Measured((*judged, *informing), len(judged))
+
+    def _at(self, policies: Mapping[str, str], scale: float, criterion: Criterion, may_fall: int) -> list[Replay]:
+        """Replay every batch at `scale`, or at the first lower one at which all pass, where gradients overflow."""
+        first = [self._replay(policies, reference, scale, criterion) for reference in self._references]
+        replays = first
+        for _ in range(may_fall):
+            if all(replay.passed for replay in replays) or not any(replay.overflowed for replay in replays):
+                break
+            scale /= 2
+            replays = [self._replay(policies, reference, scale, criterion) for reference in self._references]
+        return replays if all(replay.passed for replay in replays) else first
 
     def price(self, settings: Mapping[str, Mapping[str, str]], scale: float) -> tuple[dict[str, PricedPolicy], int]:
         """Time passes of the first batch under each of the settings, by name, in turn, so that drifts hit all alike.
@@ -159,7 +168,7 @@ class Replayer:
         }
         return prices, min(map(len, times_ms.values()))
 
-    def _replay(self, policies: Mapping[str, str], reference: _Reference, scale: float) -> Replay:
+    def _replay(self, policies: Mapping[str, str], reference: _Reference, scale: float, criterion: Criterion) -> Replay:
         batch = reference.batch
         try:
             result = self._run(self._step_for(policies), batch, scale)
@@ -176,7 +185,7 @@ class Replayer:
             loss=result.loss,
             loss_reference=reference.result.loss,
             outputs_finite=bool(result.kept.get(_FINITE, True)),
-            criterion=self._criterion,
+            criterion=criterion,
         )
 
     def _run(self, step: ShadowStep, batch: ReplayBatch, scale: float) -> ShadowResult:
@@ -186,6 +195,8 @@ class Replayer:
     def _step_for(self, policies: Mapping[str, str]) -> ShadowStep:
         key = _key(policies)
         if key not in self._tried:
+            while len(self._tried) >= _MOST_TRACED:  # a graph of a large model takes its room; the eldest goes
+                del self._tried[next(iter(self._tried))]
             self._tried[key] = tried = _Tried(
                 ShadowStep(
                     self._model,

@@ -98,11 +98,11 @@ def mean_loss(loss: Any) -> float:
 
 
 def local_sum(variable: Any) -> Any:
-    """Return the value of a metric's variable, as a NumPy array: the sum over this process' replicas.
+    """Return the value of a metric's Keras variable, as a NumPy array: the sum over this process' replicas.
 
     Reading such a variable as a whole would sum over all workers, which waits until each of them asks for it.
     """
-    value = getattr(variable, "value", variable)
+    value = variable.value
     if isinstance(value, tf.distribute.DistributedValues):
         return sum(component.numpy() for component in value.values)
     return value.numpy()

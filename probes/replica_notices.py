@@ -30,10 +30,11 @@ def replica_notices(replicas: Replicas, options: Options) -> Iterator[tuple[Lite
             f"{replicas.total} replicas train under {replicas.strategy}; replicas can be recorded under "
             "MirroredStrategy and MultiWorkerMirroredStrategy only, so nothing is.",
         )
-    wanted = [name for name in ("tripwire", "keep_batches_mib") if replicas.are_several and getattr(options, name)]
+    names = ("tripwire", "keep_batches_mib", "reference")
+    wanted = [name for name in names if replicas.are_several and getattr(options, name)]
     if wanted:
         yield (
             "warning",
-            f"{' and '.join(wanted)}: not with {replicas.total} replicas. A batch is kept of a training on one device "
-            "only, for there it can be run again; everything else is recorded.",
+            f"{', '.join(wanted)}: not with {replicas.total} replicas. A batch is run again, or kept, in a training on "
+            "one device only; everything else is recorded.",
         )

@@ -42,7 +42,7 @@ class ReplicaRecorder(Recorder):
         return sum(recorder.traces for recorder in self._recorders)
 
     @property
-    def batch(self) -> int | None:  # type: ignore[override]
+    def batch(self) -> int | None:
         """Usual batch size of one replica."""
         return self._recorders[0].batch
 

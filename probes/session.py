@@ -146,7 +146,13 @@ class Session:
             )
         start_ns = time.perf_counter_ns()
         self._replicas = replicas_of(self._model.distribute_strategy)
-        writer = RunWriter.create(self.path, self._describe(), overwrite=self._overwrite, worker=self._replicas.worker)
+        self._writer = writer = RunWriter.create(
+            self.path,
+            self._describe(),
+            overwrite=self._overwrite,
+            worker=self._replicas.worker,
+            most_bytes=round(self.options.run_size_mib * 2**20) or None,
+        )
         self.path = writer.path
         sampler = Sampler(self.options, meets_others=self._replicas.workers > 1)
         self._loop = SamplingLoop(sampler, self._wait_for_device, self._keep, self._probe_failed)
@@ -190,6 +196,8 @@ class Session:
         """Leave the model as it was and note how the training ended; an exception goes on."""
         self._restore_model()
         self._state = "closed"
+        if not self._writer.is_mine:  # a forked process leaves by the same door, and the session is not its own
+            return
         status, reason = _how_it_ended(error)
         try:
             self._flush()
@@ -286,18 +294,16 @@ class Session:
         """
         if self._state == "new":
             raise SessionError("session.verify was called before the session began: it tests what a training recorded.")
-        from precscope.probes.verify_session import print_progress, verify_and_write
+        from precscope.probes.verify_session import progress_line, verify_and_write
 
         if self._state == "open":
             self._flush()
         step = self._instrumented[-1].plain if self._instrumented else None
-        options = {
-            "report": print_progress(),
-            "step": step,
-            "optimizer": next(iter(self._given_optimizers), None),
-        } | options
+        optimizer = next(iter(self._given_optimizers), None)
         try:
-            return verify_and_write(self._model, self.path, **options)
+            with progress_line() as report:
+                given = {"report": report, "step": step, "optimizer": optimizer} | options
+                return verify_and_write(self._model, self.path, **given)
         finally:
             if self._state == "open":
                 self._loop.open_window()  # this was no train step

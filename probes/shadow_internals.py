@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 __all__ = [
+    "assign_variable",
     "call_state",
     "call_under_policy",
     "equal_random_draws",
     "float32_compute_policy",
     "inlined_functions",
     "kept_losses",
+    "read_variable",
     "uneven_draws",
     "with_mask_of",
     "written_variables",
@@ -45,15 +47,35 @@ def with_mask_of(tensor: Any, other: Any) -> Any:
 
 
 def written_variables(concrete: Any) -> list[Any]:
-    """Return the variables that a concrete function may write, as TensorFlow's own ordering of reads and writes has it.
+    """Return the handles of the variables that a concrete function may write, whosever they are.
 
-    An op of which TensorFlow does not know that it only reads counts as one that writes.
+    They follow from TensorFlow's own ordering of reads and writes: an op of which it does not know that it only reads
+    counts as one that writes. `graph.variables` will not do, it lacks what is assigned and never read.
     """
     graph = concrete.graph
     read_only = set(get_read_only_resource_input_indices_graph(graph))
     positions = {id(tensor): position for position, tensor in enumerate(graph.inputs)}
-    written = {id(outer) for outer, inner in graph.captures if positions[id(inner)] not in read_only}
-    return [variable for variable in graph.variables if id(variable.handle) in written]
+    return [
+        outer
+        for outer, inner in graph.captures
+        if outer.dtype == tf.resource and positions[id(inner)] not in read_only and _variable_dtype(outer) is not None
+    ]
+
+
+def _variable_dtype(handle: Any) -> Any:
+    """Return the dtype of the variable behind a handle; None where that is no variable, but a table, say."""
+    data = getattr(handle, "_handle_data", None)
+    return tf.as_dtype(data.shape_and_type[0].dtype) if data is not None and data.shape_and_type else None
+
+
+def read_variable(handle: Any) -> Any:
+    """Return a copy of the value of the variable behind a handle."""
+    return tf.identity(tf.raw_ops.ReadVariableOp(resource=handle, dtype=_variable_dtype(handle)))
+
+
+def assign_variable(handle: Any, value: Any) -> None:
+    """Give the variable behind a handle a value."""
+    tf.raw_ops.AssignVariableOp(resource=handle, value=value)
 
 
 def uneven_draws(concrete: Any) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from precscope.probes import keras_internals, shadow_internals
 from precscope.probes.layer_policies import layer_policies, model_layers
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.recorder import TensorKey
+from precscope.probes.taps import is_read_by_losses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
@@ -241,14 +242,14 @@ _LOSS = object()
 
 
 @contextmanager
-def _restored(variables: Sequence[Any]) -> Iterator[None]:
-    """Give the variables back the values that they had; they are copies, for a buffer may be written in place."""
-    before = [tf.identity(variable.read_value()) for variable in variables]
+def _restored(handles: Sequence[Any]) -> Iterator[None]:
+    """Give variables back the values that they had; they are copies, for a buffer may be written in place."""
+    before = [shadow_internals.read_variable(handle) for handle in handles]
     try:
         yield
     finally:
-        for variable, value in zip(variables, before, strict=True):
-            variable.assign(value)
+        for handle, value in zip(handles, before, strict=True):
+            shadow_internals.assign_variable(handle, value)
 
 
 def _split(arguments: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
@@ -280,7 +281,7 @@ def observed_layers(
 
     It is called with the tensor's key (kind "activation" or "gradient"), the number of the layer's call, from 0, and
     the tensor; what it wants of it, it keeps with `trace.keep`. Nothing is seen inside loops and branches, nor of
-    layers that were not called.
+    layers that were not called, and no gradient of a softmax or sigmoid in float32, whose op Keras' losses look for.
 
     Args:
         layers: The layers, by id.
@@ -301,6 +302,10 @@ def _observed_call(
 
     def observed_output(name: str, number: int, tensor: Any) -> Any:
         if not _is_float_tensor(tensor):
+            return tensor
+
+        if is_read_by_losses(tensor):
+            observe(TensorKey(layer_id, "activation", name), number, tensor)
             return tensor
 
         def tap(x: Any) -> Any:

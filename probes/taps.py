@@ -18,7 +18,7 @@ from precscope.probes.tensor_sources import TensorSources, map_named
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-__all__ = ["CodeBetween", "LayerTaps", "TapPlan", "plan_taps"]
+__all__ = ["CodeBetween", "LayerTaps", "TapPlan", "is_read_by_losses", "plan_taps"]
 
 # Layers whose output is their input in another order: what they pass on was recorded where it was made.
 _REARRANGING = (
@@ -214,7 +214,7 @@ class LayerTaps:
         """Note whose outputs the arguments are, and return the arguments, with taps on what code between computed."""
         replaced: dict[int, Any] = {}
         for tensor in keras.tree.flatten((args, kwargs)):
-            if not tf.is_tensor(tensor):
+            if not tf.is_tensor(tensor) or isinstance(tensor, keras.Variable):  # a stateful RNN's state
                 continue
             producer = self._sources.producer(tensor)
             names = [] if producer is None else [producer]
@@ -255,7 +255,7 @@ class LayerTaps:
         if not _is_float(tensor) or (plan.unseen and plan.gradient_unseen):
             return tensor
         recorder = self._recorder
-        if _is_read_by_losses(tensor) and recorder.place() == "root":
+        if is_read_by_losses(tensor) and recorder.place() == "root":
             plan.no_gradient = "Keras' losses look for the logits behind it, so nothing may stand between"
             if not plan.unseen:
                 recorder.record(TensorKey(plan.id, "activation", name), tensor)
@@ -272,7 +272,7 @@ class LayerTaps:
         return shadow_internals.with_mask_of(tensor, tf.custom_gradient(tap)(tensor))
 
 
-def _is_read_by_losses(tensor: Any) -> bool:
+def is_read_by_losses(tensor: Any) -> bool:
     """Tell whether a loss of Keras, given this tensor, would take the logits from the op that made it.
 
     It does so where that op is a softmax or a sigmoid, and works on the probabilities otherwise: a tap would change the
@@ -283,9 +283,8 @@ def _is_read_by_losses(tensor: Any) -> bool:
 
 
 def _is_float(tensor: Any) -> bool:
-    if not tf.is_tensor(tensor) or isinstance(tensor, tf.SparseTensor | tf.RaggedTensor):
-        return False
-    return bool(tensor.dtype.is_floating)
+    """Tell whether something is a dense float tensor; a Keras variable counts as a tensor for TensorFlow, not here."""
+    return isinstance(tensor, tf.Tensor) and bool(tensor.dtype.is_floating)
 
 
 def _tap_gradient(recorder: Recorder, key: TensorKey, plan: TapPlan, gradient: Any) -> Any:

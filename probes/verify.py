@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["verify_model"]
 
+_MOST_PRICED = 8  # pins whose price is measured one by one; each is one more setting to time
 _MOST_ROUNDS_OF_REFERENCE = 4  # each leaves out one more layer that cannot be flipped
 
 
@@ -63,7 +64,7 @@ def verify_model(
         dataset: A tf.data.Dataset to take batches from where the run kept none.
         most_batches: So many batches are replayed at most: among them those whose step was skipped.
         most_tests: So many sets of layers are tried at most.
-        criterion: What a replay has to show.
+        criterion: What a replay has to show; by default `Criterion.for_policy` of the run's default policy.
         report: Called before each set with the number of those tried and of those left at most.
 
     Raises:
@@ -76,20 +77,22 @@ def verify_model(
     optimizer = _usable(model, optimizer)
     setup = _Setup(model, proposal, findings, evidence)
     data = batches_of_run(run, model, dataset, most_batches, of_custom_loop=step is not None)
-    criterion = criterion or Criterion()
-    replayer = Replayer(model, optimizer, step, criterion)
+    criterion = criterion or Criterion.for_policy(proposal.default)
+    replayer = Replayer(model, optimizer, step)
     setup.set_reference(replayer, data)
     scales = _scales(evidence, proposal.optimizer)
-    before = replayer.measure(setup.as_trained(), _scales_as_trained(evidence, scales))
+    before = replayer.measure(setup.as_trained(), _scales_as_trained(evidence, scales), criterion)
 
     def test(names: frozenset[str]) -> Measured:
-        return replayer.measure(setup.policies(names), scales)
+        return replayer.measure(setup.policies(names), scales, criterion)
 
     result = smallest_set(test, setup.suspects, setup.others, most_tests=most_tests, report=report)
     setup.note_unflipped(replayer)
     bfloat16 = None
     if proposal.default == "mixed_float16" and result.names != ():
-        bfloat16 = replayer.measure(setup.in_bfloat16(), scales_to_judge(None, None))
+        bfloat16 = replayer.measure(
+            setup.in_bfloat16(), scales_to_judge(None, None), Criterion.for_policy("mixed_bfloat16")
+        )
     return _verification(setup, replayer, result, (before, bfloat16), scales, data, criterion)
 
 
@@ -240,7 +243,7 @@ def _verification(
         "policy": setup.policies(frozenset(pins)),
         "float32": setup.policies(frozenset((*setup.suspects, *setup.others))),
     }
-    without = {pin: setup.policies(frozenset(pins) - {pin}) for pin in pins}
+    without = {pin: setup.policies(frozenset(pins) - {pin}) for pin in pins[:_MOST_PRICED]}
     every = settings | {f"without {pin}": policies for pin, policies in without.items()}
     prices, passes = replayer.price(every, scales.judged[0])
     return Verification(
@@ -258,7 +261,7 @@ def _verification(
         trials=len(result.trials),
         criterion=criterion,
         prices={name: prices[name] for name in settings},
-        pin_prices={pin: prices["policy"].beside(prices[f"without {pin}"]) for pin in pins},
+        pin_prices={pin: prices["policy"].beside(prices[f"without {pin}"]) for pin in without},
         timed_passes=passes,
         device=_device(),
         unix_s=time.time(),

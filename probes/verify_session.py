@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -19,12 +19,12 @@ from precscope.verification import write_verification
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from precscope.verification import Verification
 
-__all__ = ["POLICY_FILE", "print_progress", "verify_and_write", "verify_entry"]
+__all__ = ["POLICY_FILE", "progress_line", "verify_and_write", "verify_entry"]
 
 #: The policy beside the verification, in the run directory.
 POLICY_FILE = "policy.yaml"
@@ -80,12 +80,16 @@ def verify_entry(entry: str, run_dir: Path, weights: Path | None = None, **optio
     return verify_and_write(model, run.path, dataset=dataset, **options)
 
 
-def print_progress() -> Callable[[int, int], None]:
-    """Return a `report` for `verify_model` that keeps one line on a terminal up to date; silent elsewhere."""
+@contextmanager
+def progress_line() -> Iterator[Callable[[int, int], None]]:
+    """Yield a `report` for `verify_model` that keeps one line on a terminal up to date; silent elsewhere."""
 
-    def report(done: int, left: int) -> None:
+    def write(text: str) -> None:
         if sys.stderr.isatty():
-            sys.stderr.write(f"\rPrecScope: {done} sets of layers replayed, at most {left} left \x1b[K")
+            sys.stderr.write(f"\r{text}\x1b[K")
             sys.stderr.flush()
 
-    return report
+    try:
+        yield lambda done, left: write(f"PrecScope: {done} sets of layers replayed, at most {left} left ")
+    finally:
+        write("")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from precscope.advice.proposal import verdict_sentence
 from precscope.advice.wording import counted, listed, plain, quoted
+from precscope.replay import Criterion
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ProofView", "proof_view"]
 
+_BFLOAT16 = Criterion.for_policy("mixed_bfloat16")
 _MOST_PINS, _MOST_LEFT_OUT = 6, 3
 
 
@@ -55,7 +57,10 @@ def _rows(proof: Verification) -> Iterator[tuple[str, str]]:
         yield "", f"{of} (needs {proof.criterion.variable_cosine:g})"
     yield "loss scale", _scales(proof)
     if proof.bfloat16 is not None:
-        yield "instead", f"mixed_bfloat16 with nothing pinned: {_cosine(proof.bfloat16)} ({needed})"
+        yield (
+            "instead",
+            f"mixed_bfloat16 with nothing pinned: {_cosine(proof.bfloat16)} (needs {_BFLOAT16.gradient_cosine:g})",
+        )
     yield from _prices(proof)
     yield "replayed", _replayed(proof)
     for name, reason in list(proof.left_out.items())[:_MOST_LEFT_OUT]:

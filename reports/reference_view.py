@@ -124,12 +124,9 @@ def reference_view(run: Run, layers: Collection[str] | None = None) -> Reference
 
 
 def _losses(step: ReferenceStepRecord) -> str | None:
-    if step.loss_reference is None and step.loss_policy is None:
+    if step.loss_reference is None or step.loss_policy is None:
         return None
-    reference, policy = (
-        "not finite" if loss is None else significant(loss) for loss in (step.loss_reference, step.loss_policy)
-    )
-    return f"{reference} in float32, {policy} in the policy"
+    return f"{significant(step.loss_reference)} in float32, {significant(step.loss_policy)} in the policy"
 
 
 def _row(record: ReferenceRecord, least: float) -> ReferenceRow:

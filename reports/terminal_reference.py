@@ -31,7 +31,7 @@ def reference_errors(view: ReferenceView | None, width: int, show_all: bool) -> 
         return
     shown = worst_first(view.rows)[: None if show_all else _MOST]
     aside = f"{len(shown)} of {len(view.rows)} tensors shown · --all" if len(shown) < len(view.rows) else ""
-    yield from heading("Against float32, largest own error first", width, aside)
+    yield from heading("Errors against float32, largest own first", width, aside)
     yield from note("measured", Text(_lead(view), FAINT), width)
     for reason in view.left_out:
         text = Text.assemble((reason, SEVERITIES["warning"][1]), (": its reference is less than float32", FAINT))

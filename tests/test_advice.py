@@ -408,6 +408,74 @@ def test_half_of_the_updates_lost_is_not_more_than_half(tmp_path):
     assert found(run, "lost_updates") == []
 
 
+@pytest.mark.parametrize(
+    ("gpus", "shape", "is_found"), [(1, (1, 16, 10), True), (1, (1, 16, 24), False), (0, (1, 16, 10), False)]
+)
+def test_sizes_that_tensor_cores_do_not_like(tmp_path, gpus, shape, is_found):
+    step = healthy() | {"weight first": np.ones(shape, np.float32)}
+    hardware = {"cpu_count": 2, "gpus": [{"name": "NVIDIA H100 80GB HBM3"}] * gpus}
+    findings = found(SyntheticRun(steps=[step], record={"hardware": hardware}).read(tmp_path / "run"), "odd_sizes")
+    assert [(f.severity, f.action) for f in findings] == ([("info", "pad_to_8")] if is_found else [])
+
+
+# Neighbours of what is infinite, and how values move
+
+
+@pytest.mark.parametrize(("size", "readers"), [(1e4, ("head",)), (1.0, ())])
+def test_readers_follow_a_layer_whose_values_grow_but_not_a_division_by_zero(tmp_path, size, readers):
+    layers = (*TOWER[:3], layer("head", "second"))
+    step = healthy() | {"activation second": with_bad(values(scale=size), INF), "activation head": values()}
+    finding = the(SyntheticRun(layers, [step]).read(tmp_path / "run"), "activation_overflow")
+    assert finding.consumers == readers
+    assert finding.alternative == (None if readers else "change_constant")
+
+
+def test_a_reader_that_casts_by_itself_does_not_follow(tmp_path):
+    layers = (*TOWER[:3], layer("norm", "second", type="LayerNormalization", autocast=False))
+    step = healthy() | {"activation second": with_bad(values(scale=1e4), INF)}
+    assert the(SyntheticRun(layers, [step]).read(tmp_path / "run"), "activation_overflow").consumers == ()
+
+
+def test_readers_of_a_sum_follow_too(tmp_path):
+    layers = (*TOWER[:3], layer("sum", "second", type="Add"), layer("tail", "sum"), layer("end", "tail"))
+    step = healthy() | {"activation second": with_bad(values(scale=1e4), INF)}
+    assert the(SyntheticRun(layers, [step]).read(tmp_path / "run"), "activation_overflow").consumers == ("sum", "tail")
+
+
+def test_minus_infinity_that_nobody_passes_on_is_only_mentioned(tmp_path):
+    step = healthy() | {"activation second": with_bad(values(), -INF, -INF)}
+    run = SyntheticRun(steps=[step]).read(tmp_path / "run")
+    finding = the(run, "activation_overflow")
+    assert (finding.severity, finding.action) == ("info", "none")
+    assert "a mask does this on purpose" in finding.sentence
+    assert serious(run) == []
+
+
+@pytest.mark.parametrize(
+    ("peaks", "severity"),
+    [([3e4] * 8, "info"), ([1e4, 1.2e4, 1.5e4, 1.8e4, 2.1e4, 2.5e4, 3e4, 3.3e4], "error"), ([3e4, 8e3] * 4, "warning")],
+)
+def test_headroom_of_a_value_that_stays_or_moves(tmp_path, peaks, severity):
+    steps = [healthy(i) | {"activation second": with_bad(values(seed=i), peak)} for i, peak in enumerate(peaks)]
+    assert the(SyntheticRun(steps=steps).read(tmp_path / "run"), "activation_headroom").severity == severity
+
+
+def test_weights_show_that_a_fixed_scale_was_too_high(tmp_path):
+    bad = healthy() | {"weight first": with_bad(values(dtype=np.float32), NAN)}
+    run = SyntheticRun(steps=[healthy(), bad], model={"loss_scaling": "static"}, scales=[(0, 2.0**15, 0)])
+    finding = the(run.read(tmp_path / "run"), "gradient_overflow")
+    assert (finding.layer, finding.action) == ("first", "lower_loss_scale")
+
+
+def test_a_gradient_that_is_zero_because_it_was_too_small(tmp_path):
+    step = healthy() | {f"gradient {name}": np.zeros(1000, np.float16) for name in ("first", "second")}
+    step |= {"gradient head": values(scale=1e-8, dtype=np.float32), "weight_gradient first": np.zeros(9, np.float32)}
+    finding = the(SyntheticRun(steps=[step]).read(tmp_path / "run"), "gradient_leak")
+    assert (finding.layer, finding.severity, finding.action) == ("second", "warning", "raise_loss_scale")
+    step["gradient head"] = values(dtype=np.float32)  # large enough: then it is no underflow, but a dead layer
+    assert found(SyntheticRun(steps=[step]).read(tmp_path / "dead"), "gradient_leak") == []
+
+
 # Ranking
 
 

@@ -11,6 +11,8 @@ import pytest
 import tensorflow as tf
 
 import precscope
+from precscope.kept_batches import kept_batches
+from precscope.probes.batch_handout import BatchHandout, BatchKeeping
 from precscope.probes.keeper import PrecScopeWarning
 from tests.models import data, mlp
 
@@ -74,7 +76,7 @@ def test_a_custom_loop_hands_out_its_arguments(tmp_path: Path):
             step({"x": tf.constant(x[rows]), "y": tf.constant(y[rows])}, factor=tf.constant(0.5))
     kept = precscope.open_run(tmp_path / "run").kept_batches
     assert [batch.step for batch in kept] == [1, 2]
-    assert kept[0].groups() == ("data", "keywords")
+    assert kept[0].groups() == ("data", "keywords", "weights")
     (batch,) = kept[0].load()
     np.testing.assert_array_equal(batch["x"], x[8:16])
     assert kept[0].load("keywords")["factor"] == 0.5
@@ -101,3 +103,21 @@ def test_nothing_is_kept_unless_asked_for(tmp_path: Path):
     with precscope.profile(model, tmp_path / "run", every=1, **QUIET):
         model.fit(*data(32), batch_size=8, verbose=0)
     assert not (tmp_path / "run" / "kept").exists()
+
+
+def test_weights_are_kept_beside_a_batch_only_where_three_such_fit(tmp_path: Path) -> None:
+    told: list[str] = []
+    handout = BatchHandout()
+    handout.put(print, (np.ones(4, np.float32),), {})
+    weights = {"dense/kernel": tf.ones([2**16])}  # a quarter of a MiB
+    for limit_mib, folder in ((1.0, "roomy"), (0.5, "tight")):
+        keeping = BatchKeeping(tmp_path / folder, limit_mib, told.append)
+        (tmp_path / folder).mkdir()
+        keeping.keep(3, handout, lambda: weights)
+        keeping.keep(5, handout, lambda: weights)
+    roomy, tight = (kept_batches(tmp_path / folder) for folder in ("roomy", "tight"))
+    assert [batch.groups() for batch in roomy] == [("data", "weights")] * 2
+    np.testing.assert_array_equal(roomy[0].load("weights")["dense/kernel"], np.ones(2**16, np.float32))
+    assert [batch.groups() for batch in tight] == [("data",)] * 2
+    assert len(told) == 1
+    assert "0.25 MiB a batch: raise keep_batches_mib to 0.75" in told[0]

@@ -133,6 +133,9 @@ def test_the_page_tells_what_was_not_run_and_what_failed() -> None:
 
 def test_the_page_in_the_docs_is_that_of_the_results(repository: Path) -> None:
     records = results.read(repository / "docs" / "data" / "compatibility.jsonl")
+    made_with = {record["versions"] for record in records.values()}
+    if not any(f"Keras {keras.__version__}" in versions for versions in made_with):
+        pytest.skip(f"The page lists what {made_with} has; this is Keras {keras.__version__}.")
     assert (repository / "docs" / "compatibility.md").read_text(encoding="utf-8") == page(records)
     assert failures(records) == []
     assert len({row[1:3] for row, record in records.items() if record["passed"]}) >= 60

@@ -231,7 +231,7 @@ def set_process(run: Path, process: ProcessRecord) -> None:
 def test_the_status_of_a_run_whose_process_is_gone(tmp_path: Path):
     writer = write_run(tmp_path / "run")
     assert open_run(tmp_path / "run").status == "running"
-    set_process(tmp_path / "run", replace(ProcessRecord.current(), created_unix_s=1.0))
+    set_process(tmp_path / "run", replace(ProcessRecord.current(), created_unix_s=1.0, created_ticks=1))
     run = open_run(tmp_path / "run")
     assert run.status == "killed"
     assert run.record.status == "running"
@@ -248,7 +248,7 @@ def test_the_process_of_another_host_is_taken_to_live(tmp_path: Path):
 @pytest.mark.parametrize("status", ["finished", "interrupted", "failed"])
 def test_a_run_that_ended_was_not_killed(tmp_path: Path, status: Any):
     write_run(tmp_path / "run").close(status)
-    set_process(tmp_path / "run", replace(ProcessRecord.current(), created_unix_s=1.0))
+    set_process(tmp_path / "run", replace(ProcessRecord.current(), created_unix_s=1.0, created_ticks=1))
     assert open_run(tmp_path / "run").status == status
 
 
@@ -398,7 +398,7 @@ def test_a_missing_database(tmp_path: Path):
 
 
 def test_a_run_that_was_killed_before_its_database_was_made_is_empty(tmp_path: Path):
-    write_run_file(tmp_path, run_record(), replace(ProcessRecord.current(), created_unix_s=1.0))
+    write_run_file(tmp_path, run_record(), replace(ProcessRecord.current(), created_unix_s=1.0, created_ticks=1))
     run = open_run(tmp_path)
     assert (run.status, run.samples, run.tensors) == ("killed", (), ())
     assert run.scalars.shape == (0, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +29,7 @@ STEP = ReferenceStepRecord(
     batch=64,
     loss_scale=1024.0,
     loss_reference=0.25,
-    loss_policy=None,
+    loss_policy=math.inf,
     random="equal: drawn in float32 in both passes",
     compiled=False,
     time_ns=5_000_000,
@@ -87,11 +88,20 @@ def test_records_come_back_as_they_were_written(run: Run):
     assert len(run.reference) == 6
 
 
+def test_a_loss_that_was_nan_is_told_from_one_that_was_not_seen(tmp_path: Path):
+    writer = RunWriter.create(tmp_path / "run", run_record())
+    writer.add_reference(replace(STEP, loss_reference=None, loss_policy=math.nan), [])
+    writer.close("finished")
+    (step,) = precscope.open_run(writer.path).reference_steps
+    assert step.loss_reference is None
+    assert math.isnan(step.loss_policy or 0.0)
+
+
 def test_the_last_step_is_shown_and_only_its_records(run: Run):
     view = reference_view(run)
     assert view is not None
     assert (view.step, view.moment, view.steps, view.examples, view.batch) == (40, "at the end", 2, 16, 64)
-    assert view.losses == "0.25 in float32, not finite in the policy"
+    assert view.losses == "0.25 in float32, inf in the policy"
     assert [row.layer for row in view.rows] == ["first", "first", "first", "norm", "head"]
     gradient, kernel, bias, norm, head = view.rows
     assert (gradient.flushed_share, gradient.own_flushed_share) == (0.5, 0.25)
@@ -130,10 +140,10 @@ def rendered(run: Run, width: int) -> list[str]:
 def test_the_terminal_at_120_columns(run: Run):
     lines = rendered(run, 120)
     assert all(len(line) <= 120 for line in lines)
-    assert lines[1].startswith("Against float32, largest own error first ──")
+    assert lines[1].startswith("Errors against float32, largest own first ──")
     text = " ".join(" ".join(lines).split())
     assert "step 40, at the end, on 16 of 64 examples, for more did not fit into memory" in text
-    assert "Loss 0.25 in float32, not finite in the policy. Random numbers equal" in text
+    assert "Loss 0.25 in float32, inf in the policy. Random numbers equal" in text
     assert "stubborn: it computes in float16 by itself" in text
     table = [line.split() for line in lines[-6:]]
     assert " ".join(table[0]) == "layer tensor own error own flush own ovfl. whole cosine inherited"

@@ -86,20 +86,32 @@ def test_no_gradient_at_all_in_either_pass_is_no_difference():
 
 
 @pytest.mark.parametrize(
-    ("initial", "settled", "dynamic", "judged_scales", "informing"),
+    ("initial", "settled", "dynamic", "scales"),
     [
-        (None, None, True, (1.0,), ()),
-        (2.0**15, None, True, (2.0**15,), ()),
-        (2.0**15, 2.0**15, True, (2.0**15,), ()),
-        (2.0**15, 2.0**18, True, (2.0**15, 2.0**18), ()),
-        (2.0**15, 2.0**12, True, (2.0**12,), (2.0**15,)),  # three probes
-        (2.0**15, 2.0**11, True, (2.0**15,), (2.0**11,)),  # sunk: a fault
-        (2.0**15, 0.0, True, (2.0**15,), ()),
-        (128.0, 64.0, False, (128.0,), ()),
+        (None, None, True, JudgedScales((1.0,))),
+        (2.0**15, None, True, JudgedScales((2.0**15,), (), 3)),
+        (2.0**15, 2.0**15, True, JudgedScales((2.0**15,), (), 3)),
+        (2.0**15, 2.0**18, True, JudgedScales((2.0**15, 2.0**18), (), 3)),
+        (2.0**15, 2.0**4, True, JudgedScales((2.0**15,), (2.0**4,), 3)),
+        (2.0**15, 2.0**-4, True, JudgedScales((2.0**15,), (), 3)),
+        (128.0, 64.0, False, JudgedScales((128.0,))),
     ],
 )
-def test_the_loss_scales_that_count(initial, settled, dynamic, judged_scales, informing):
-    assert scales_to_judge(initial, settled, dynamic) == JudgedScales(judged_scales, informing)
+def test_the_loss_scales_that_count(initial, settled, dynamic, scales):
+    assert scales_to_judge(initial, settled, dynamic) == scales
+
+
+def test_bfloat16_rounds_eight_times_as_coarsely_and_is_judged_by_wider_limits():
+    wide = Criterion.for_policy("mixed_bfloat16")
+    assert (wide.gradient_cosine, wide.variable_cosine, wide.loss) == (0.99, 0.9, Criterion().loss)
+    assert Criterion.for_policy("mixed_float16") == Criterion()
+
+
+def test_only_gradients_overflow_by_the_loss_scale():
+    assert judged(comparison(finite=False)).overflowed
+    assert not judged(comparison(finite=False), outputs_finite=False).overflowed
+    assert not judged(comparison(finite=False), loss=math.inf).overflowed
+    assert not judged(comparison(cosine=0.5)).overflowed
 
 
 def test_only_judged_replays_count_and_the_worst_of_them_is_shown():

@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from precscope import database, worker_tail
+from precscope import sqlite_files, worker_tail
 from precscope.device_records import DeviceInfo, DeviceSample
 from precscope.errors import RunDirectoryError
 from precscope.reader import open_run
@@ -277,7 +277,7 @@ def test_what_cannot_be_read_is_told(tmp_path):
 
 def test_the_writer_never_waits_for_a_look(tmp_path, monkeypatch):
     """While a look is held up in its transaction, everything can be written and the run can end."""
-    monkeypatch.setattr(database, "_BUSY_S", 0.0)  # whoever would wait for the other fails at once
+    monkeypatch.setattr(sqlite_files, "_BUSY_S", 0.0)  # whoever would wait for the other fails at once
     writer = begin(tmp_path / "run")
     add_samples(writer, range(3))
     tail = RunTail(tmp_path / "run", Clock())

@@ -237,12 +237,13 @@ def test_an_unknown_step_time_is_replaced_by_the_last_known():
 @pytest.mark.parametrize("dearer", [1.3, 2.0, 6.0])
 def test_workers_with_different_costs_sample_the_same_steps(dearer: float):
     """Once they have settled, the steps of the one that samples more seldom are among those of the other."""
-    cheap, dear = (
-        train(Options(), lambda step, cost=cost: cost, lambda step: MS, 20_000, meets_others=True)
-        for cost in (0.9 * MS, 0.9 * MS * dearer)
-    )
+    cheap, dear = (_train_beside_others(cost_ns) for cost_ns in (0.9 * MS, 0.9 * MS * dearer))
     settled = [step for step in dear.sampled if step > 2_000]
     assert len(settled) > 20
     assert set(settled) <= set(cheap.sampled)
     assert len(cheap.sampled) >= len(dear.sampled)
     assert max(cheap.overheads[1_000:] + dear.overheads[1_000:]) <= 0.02
+
+
+def _train_beside_others(cost_ns: float) -> Training:
+    return train(Options(), lambda step: cost_ns, lambda step: MS, 20_000, meets_others=True)

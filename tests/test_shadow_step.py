@@ -136,7 +136,7 @@ def test_layers_are_observed_with_their_gradients(batch: Any):
 def test_a_custom_loop_is_followed_and_functions_of_its_own_keep_no_trace(batch: Any):
     model = network("mixed_float16")
     optimizer, loss_of = model.optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    counter = tf.Variable(0)
+    counter, last_loss = tf.Variable(0), tf.Variable(-1.0)
 
     @tf.function
     def gradients_of(x: Any, y: Any) -> Any:
@@ -147,6 +147,7 @@ def test_a_custom_loop_is_followed_and_functions_of_its_own_keep_no_trace(batch:
     @tf.function
     def train_step(x: Any, y: Any) -> None:
         counter.assign_add(1)
+        last_loss.assign(tf.reduce_sum(x), read_value=False)
         optimizer.apply_gradients(zip(gradients_of(x, y), model.trainable_variables, strict=True))
 
     train_step(*batch)
@@ -155,6 +156,7 @@ def test_a_custom_loop_is_followed_and_functions_of_its_own_keep_no_trace(batch:
     result = ShadowStep(model, optimizer, step=train_step).run(*half)
     assert_same(before, state_of(model))
     assert counter.numpy() == 1
+    assert last_loss.numpy() == tf.reduce_sum(batch[0])
     assert gradients_of.experimental_get_tracing_count() == traced
     assert len(result.gradients) == 6
     assert result.loss is not None
@@ -189,3 +191,24 @@ def test_weights_that_a_layer_changes_in_its_call_are_put_back(batch: Any):
     before = state_of(model)
     ShadowStep(model, model.optimizer).run(batch)
     assert_same(before, state_of(model))
+
+
+def test_a_float32_softmax_stays_what_the_loss_looks_for(batch: Any):
+    """Keras' loss takes the logits from the softmax before it: a tap between the two would be another loss."""
+    model = mlp("float32")
+    model.train_on_batch(*batch)
+    model.layers[-1].kernel.assign(model.layers[-1].kernel * 1000.0)  # probabilities of 0, whose logarithm is cut off
+
+    def taps(trace: Any) -> Any:
+        def observe(key: TensorKey, call: int, tensor: Any) -> None:
+            trace.keep(key, tensor)
+
+        return observed_layers({layer.name: layer for layer in model.layers}, trace, observe)
+
+    observed, plain = (
+        ShadowStep(model, model.optimizer, taps=taps).run(batch),
+        ShadowStep(model, model.optimizer).run(batch),
+    )
+    assert observed.loss == plain.loss
+    assert TensorKey("head", "activation", "0") in observed.kept
+    assert TensorKey("head", "gradient", "0") not in observed.kept

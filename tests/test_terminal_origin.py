@@ -102,7 +102,7 @@ def test_a_loss_scale_that_was_too_high_for_a_moment_alarms_nobody(tmp_path: Pat
     assert view is not None
     assert not view.is_healthy  # nothing skips it under a fixed scale
     steps = [healthy(seed) for seed in range(3)]
-    scales = [(0, 2.0**15, 0), (5, 2.0**15, 0), (6, 2.0**14, 1), (300, 2.0**14, 1)]
+    scales: list[Any] = [(0, 2.0**15, 0), (5, 2.0**15, 0), (6, 2.0**14, 1), (300, 2.0**14, 1)]
     skipped = SyntheticRun(steps=steps, scales=scales, origins=[probe]).read(tmp_path / "skipped")
     view = origin_view(Evidence(skipped))
     assert view is not None

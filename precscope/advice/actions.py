@@ -27,7 +27,7 @@ _ADVICE: dict[Action, str] = {
     "fix_data": "Check the data: missing values, divisions by zero, values that need scaling.",
     "fix_layer": "Look at the layer itself: division by zero, logarithm of zero, too high a learning rate.",
     "restore_weights": "Go back to weights from before, and mend the cause first.",
-    "sample_more": "Sample these steps more densely (every_steps=1) to see which layer it is.",
+    "sample_more": "Record again with tripwire=True, which keeps the first such step and names the layer.",
     "stop_training": "Stop the training and mend what overflows.",
     "none": "Nothing to do.",
 }

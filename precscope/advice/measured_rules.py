@@ -43,8 +43,8 @@ def measured_break(evidence: Evidence) -> Iterator[Finding]:
             confidence="measured",
             action="none" if harmless else "keep_float32",
             numbers={
-                "overflowed": Number(worst.own_overflowed, 0),
-                "NaN": Number(worst.own_nans, 0),
+                "infinities and NaN": Number(bad, 0),
+                "values": Number(worst.count),
                 "error of all weight gradients": _harm_number(evidence, worst),
             },
             sentence=(

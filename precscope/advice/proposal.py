@@ -32,6 +32,9 @@ __all__ = [
 #: What Keras' LossScaleOptimizer begins with (keras.src.optimizers.loss_scale_optimizer).
 _KERAS_INITIAL_SCALE = 2.0**15
 
+#: Of a layer that no finding names.
+_FROM_REPLAY = Reason("replay", "measured", "Without it, replayed batches do not agree with float32.")
+
 
 def policy_of_run(run: Run) -> Policy:
     """Return the policy that a run asks for: what was verified by replay, otherwise what its findings advise.
@@ -53,7 +56,14 @@ def policy_of_evidence(evidence: Evidence, findings: Sequence[Finding]) -> Polic
 
 def verified_policy(policy: Policy, verification: Verification) -> Policy:
     """Return `policy`, which pins what the verification pins, with the outcome and the prices."""
-    pins = tuple(replace(pin, price=verification.pin_prices.get(pin.layer)) for pin in policy.pins)
+    pins = tuple(
+        replace(
+            pin,
+            reasons=pin.reasons or ((_FROM_REPLAY,) if verification.is_minimal else ()),
+            price=verification.pin_prices.get(pin.layer),
+        )
+        for pin in policy.pins
+    )
     after = verification.after
     proof = Proof(
         sentence=verdict_sentence(verification),

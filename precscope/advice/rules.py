@@ -19,7 +19,7 @@ from precscope.advice.measured_rules import (
 from precscope.advice.origin_rules import nonfinite_origin
 from precscope.advice.output_rules import loss_not_finite, output_in_16_bits
 from precscope.advice.replica_rules import lone_overflow
-from precscope.advice.weight_rules import bad_weights, lost_updates
+from precscope.advice.weight_rules import bad_weights, lost_updates, odd_sizes
 
 __all__ = ["RULES", "Rule"]
 
@@ -46,4 +46,5 @@ RULES: tuple[Rule, ...] = (
     measured_backward_error,
     output_in_16_bits,
     lost_updates,
+    odd_sizes,
 )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from precscope.advice.finding import Finding, Number
-from precscope.advice.wording import counted, quoted, share
+from precscope.advice.wording import counted, listed, quoted, share
 from precscope.formats import FORMATS
 
 if TYPE_CHECKING:
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
     from precscope.advice.evidence import Evidence
 
-__all__ = ["bad_weights", "lost_updates"]
+__all__ = ["bad_weights", "lost_updates", "odd_sizes"]
+
+_TENSOR_CORE_MULTIPLE = 8  # elements of 16 bits; NVIDIA's guide to tensor cores
 
 
 def bad_weights(evidence: Evidence) -> Iterator[Finding]:
@@ -73,5 +75,37 @@ def lost_updates(evidence: Evidence) -> Iterator[Finding]:
             sentence=(
                 f"{quoted(worst)} lost {share(shares[worst])} of its updates: they are too small to move its "
                 f"{'16-bit' if is_narrow else 'float32'} weights{others}."
+            ),
+        )
+
+
+def odd_sizes(evidence: Evidence) -> Iterator[Finding]:
+    """Kernels of 16-bit layers have sizes that are no multiple of 8.
+
+    Tensor cores multiply 16-bit numbers in blocks of 8, and fall back to slower ways, or pad, where sizes do not fit. A
+    matter of speed, not of precision, and only mentioned: on a GPU, for kernels of two or more dimensions whose inputs
+    or outputs do not divide by 8. Choose units, filters and vocabulary sizes that do, where they are free to choose.
+    """
+    if not evidence.record.hardware.get("gpus"):
+        return
+    narrow = {layer.id for layer in evidence.layers if FORMATS.get(layer.compute_dtype, FORMATS["float32"]).bits == 16}
+    found: dict[str, tuple[int, ...]] = {}
+    for tensor in evidence.tensors("weight"):
+        sizes = tuple(size for size in (tensor.shape or ())[-2:] if size is not None)
+        is_kernel = tensor.layer in narrow and "kernel" in tensor.name and len(sizes) == 2
+        if is_kernel and any(size % _TENSOR_CORE_MULTIPLE for size in sizes):
+            found.setdefault(tensor.layer, sizes)
+    if found:
+        first = next(iter(found))
+        yield Finding(
+            id="odd_sizes",
+            layer=None,
+            severity="info",
+            confidence="observed",
+            action="pad_to_8",
+            numbers={"layers": Number(len(found))},
+            sentence=(
+                f"The kernels of {listed(list(found))} have sizes that are no multiple of {_TENSOR_CORE_MULTIPLE} "
+                f"({quoted(first)}: {found[first][0]:,} x {found[first][1]:,}): tensor cores are then slower."
             ),
         )

@@ -16,6 +16,7 @@ MODULES = (
     "recurrent_models",
     "composed_models",
     "train_steps",
+    "training_loops",
     "fit_options",
     "optimizers_and_activations",
 )

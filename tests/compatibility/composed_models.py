@@ -125,11 +125,11 @@ def functional_subclass() -> Training:
     unseen={"nothing": "no float output", "several/.*": "no float output"},
 )
 def odd_outputs() -> Training:
-    class Nothing(layers.Layer):
+    class Nothing(keras.layers.Layer):
         def call(self, x: Any) -> None:
             return None
 
-    class Several(layers.Layer):
+    class Several(keras.layers.Layer):
         def call(self, x: Any) -> Any:
             return {"twice": 2 * x, "where": ops.argmax(x, -1), "none": None, "pair": (x / 2, ops.cast(x, "float32"))}
 
@@ -149,7 +149,7 @@ def odd_outputs() -> Training:
 
 @configuration("a model that is built by its first batch", GROUP)
 def lazy() -> Training:
-    class Inner(layers.Layer):
+    class Inner(keras.layers.Layer):
         def __init__(self) -> None:
             super().__init__()
             self.parts: list[Any] = []
@@ -272,7 +272,7 @@ def frozen() -> Training:
 
 @configuration("regularizers, constraints, add_loss and metrics", GROUP)
 def regularized() -> Training:
-    class Sparse(layers.Layer):
+    class Sparse(keras.layers.Layer):
         def call(self, x: Any) -> Any:
             self.add_loss(0.01 * ops.mean(ops.abs(x)))
             return x * 1.5
@@ -284,7 +284,7 @@ def regularized() -> Training:
 
 @configuration("a variational autoencoder", GROUP, policies=POLICIES)
 def autoencoder() -> Training:
-    class Sampling(layers.Layer):
+    class Sampling(keras.layers.Layer):
         def __init__(self) -> None:
             super().__init__()
             self.seeds = keras.random.SeedGenerator(3)

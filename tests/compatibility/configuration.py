@@ -122,14 +122,9 @@ def integers(high: int, *shape: int, low: int = 0, seed: int = 6) -> np.ndarray:
     return np.random.default_rng([seed, high, *shape]).integers(low, high, shape).astype(np.int32)
 
 
-def jit() -> bool | str:
-    """Return what small models compile with: Keras' own choice on a GPU; without XLA on a CPU, where it is slow."""
-    return "auto" if tf.config.list_physical_devices("GPU") else False
-
-
 def compiled(model: Any, loss: Any = "mse", optimizer: Any = "sgd", **keywords: Any) -> Any:
-    """Return `model` compiled with the same defaults for all."""
-    model.compile(**({"optimizer": optimizer, "loss": loss, "jit_compile": jit()} | keywords))
+    """Return `model` compiled with the same defaults for all: without XLA, which would take most of the time."""
+    model.compile(**({"optimizer": optimizer, "loss": loss, "jit_compile": False} | keywords))
     return model
 
 

@@ -30,6 +30,7 @@ BOUNDS = {"float32": 2.0**-10, "mixed_float16": 2.0**-4, "mixed_bfloat16": 2.0**
 #: Reasons for which every model may have layers that are not recorded.
 USUAL_REASONS = re.compile(
     "it only rearranges its input|its output is that of its last layer|its output values are among its input's"
+    "|Keras' losses look for the logits behind it"
 )
 NEVER_SAMPLED = 10**9
 #: How much further than two trainings without PrecScope from each other one under it may be from them.
@@ -38,7 +39,7 @@ NOISE_FACTOR = 4
 
 @dataclass
 class Outcome:
-    """What one training left behind: losses, weights by name, how far these went, its run and what it warned of."""
+    """What one training left behind: losses, weights by name, those at its start where it was built, and its run."""
 
     losses: np.ndarray
     weights: dict[str, np.ndarray]
@@ -49,6 +50,10 @@ class Outcome:
     layers: int = 0
     missed_layers: list[str] = field(default_factory=list)
     trainable: dict[str, bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.weights.keys() - self.start.keys():  # the model was built by its first batch: where it began is unknown
+            self.start = {}
 
 
 def judge(configuration: Configuration, policy: str) -> dict[str, Any]:
@@ -127,7 +132,7 @@ def _watched(training: Training, start: dict[str, np.ndarray], options: dict[str
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore", PrecScopeWarning)
-        quiet = {"profile_steps": 0, "device_interval_s": 0.0}
+        quiet: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0}
         path = Path(folder) / "run"
         with precscope.profile(training.model, path, optimizer=training.optimizer, **quiet, **options) as session:
             losses = np.array(training.run(session), np.float64)

@@ -10,7 +10,6 @@ the page's GPU column.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
 import subprocess
 import sys
@@ -22,6 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "docs" / "data" / "compatibility.jsonl"
 #: Between two rows a worker ends after this many, for TensorFlow keeps some of what it compiled.
 ROWS_A_PROCESS = 25
+MORE_TO_DO = 75
+MOST_CRASHES = 10
 CRASH = {"passed": False, "faults": ["the process crashed"]}
 
 
@@ -63,22 +64,25 @@ def run_workers(options: argparse.Namespace, arguments: list[str]) -> None:
     """Keep `--jobs` workers going until one of each has nothing left; a worker that crashes is replaced."""
     command = [sys.executable, "-m", "tests.compatibility.matrix", *arguments, "--worker", str(time.time())]
     environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "true"} | os.environ
-    with contextlib.ExitStack() as stack:
-        workers: list[subprocess.Popen[bytes]] = []
-        stack.callback(lambda: [worker.terminate() for worker in workers])
-        workers += [subprocess.Popen(command, cwd=ROOT, env=environment) for _ in range(options.jobs)]
+    workers = [subprocess.Popen(command, cwd=ROOT, env=environment) for _ in range(options.jobs)]
+    crashes = 0
+    try:
         while workers:
             time.sleep(0.5)
             for position, worker in enumerate(list(workers)):
                 code = worker.poll()
                 if code is not None:
                     workers.remove(worker)
-                    if code:  # it has more to do, or it crashed and left word of the row it was at
+                    crashes += code not in (0, MORE_TO_DO)
+                    if code and crashes <= MOST_CRASHES:
                         workers.insert(position, subprocess.Popen(command, cwd=ROOT, env=environment))
+    finally:
+        for worker in workers:
+            worker.terminate()
 
 
 def work(options: argparse.Namespace) -> int:
-    """Run what nobody else runs; return 1 where there may be more."""
+    """Run what nobody else runs; return MORE_TO_DO where there may be more."""
     from tests.compatibility import results
     from tests.compatibility.catalog import rows
 
@@ -103,7 +107,7 @@ def work(options: argparse.Namespace) -> int:
             _tell(record, outcome)
         done += 1
         if done == ROWS_A_PROCESS:
-            return 1
+            return MORE_TO_DO
     return 0
 
 

@@ -16,7 +16,8 @@ COMMAND = "python -m tests.compatibility.matrix --jobs 2 --write docs/compatibil
 HEAD = """# Compatibility
 
 Every way to train that is listed here was trained three times from the same start: without PrecScope, under a session
-that never samples, and with every step but the first sampled (as many as there are, 2 to 12). This page is generated:
+that never samples, and with every step but the first sampled (as many as there are, 2 to 12); without XLA but in rows
+that name it. This page is generated:
 
 ```
 {command}
@@ -35,8 +36,8 @@ on, several may share the file), and writes this page. `--all` adds every member
   differ by {noise} times as much.
 - **Sampled, results agree:** losses and weights differ by no more than the bound, counters and seeds not at all.
 - **What is not recorded says why:** each layer is recorded forward and backward, or gives a reason. Beside reasons that
-  every model has (a layer that only rearranges or selects, a model whose output is its last layer's) only those pass
-  that the configuration names beforehand.
+  every model has (a layer that only rearranges or selects, a model whose output is its last layer's, a float32 softmax
+  or sigmoid, behind which Keras' losses look for the logits) only those pass that the configuration names beforehand.
 - Every trainable weight's gradient is recorded, PrecScope tells of no trouble, and leaves nothing behind on model or
   optimizer.
 

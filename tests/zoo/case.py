@@ -38,10 +38,11 @@ class Case:
         extras: Layers that may be kept in float32 without being needed, with the reason.
         policy: The policy in which it fails.
         batch: Rows in a batch.
-        goes_nonfinite: Whether an activation, a gradient or the loss becomes infinite or NaN.
+        goes_nonfinite: Whether an activation, a gradient or the loss becomes infinite or NaN, other than in the steps
+            that a loss scale takes to find its level.
         source_layer: The layer where that begins; None where it does not, or at no single layer.
         direction: The pass in which it begins.
-        first_bad_step: The first train step in which it does; for a healthy control, its first skipped step.
+        first_bad_step: The first train step in which it does; else the first that the loss scale skips, if it does.
         bound: How far the final loss may lie from float32's, as a share of it, to count as the same.
     """
 

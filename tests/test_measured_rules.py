@@ -1,0 +1,162 @@
+"""Rules on reference steps with a known truth: own errors before inherited ones, and no alarm without harm."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from precscope.advice import analyze, keep_float32
+from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
+from tests.synthetic_runs import TOWER, SyntheticRun, healthy, layer
+
+STEP = ReferenceStepRecord(10, "settled", 64, 64, 1024.0, 1.0, 1.0, "equal", False, 1_000_000)
+FINE: dict[str, Any] = {
+    "count": 1000,
+    "reference_nonzero": 1000,
+    "reference_norm": 1.0,
+    "flushed": 0,
+    "overflowed": 0,
+    "nans": 0,
+    "relative_error": 5e-4,
+    "sqnr_db": 66.0,
+    "cosine": 0.9999999,
+    "own_reference_nonzero": 1000,
+    "own_flushed": 0,
+    "own_overflowed": 0,
+    "own_nans": 0,
+    "own_relative_error": 4e-4,
+    "own_sqnr_db": 68.0,
+    "own_cosine": 0.9999999,
+}
+
+
+def measured(layer_id: str, kind: str = "activation", **changes: Any) -> ReferenceRecord:
+    name = "kernel" if kind == "weight_gradient" else "0"
+    return ReferenceRecord(10, "settled", layer_id, kind, name, **(FINE | changes))  # type: ignore[arg-type]
+
+
+def harm(error: float) -> ReferenceRecord:
+    return measured("first", "weight_gradient", relative_error=error)
+
+
+def findings_of(tmp_path, *records, step=STEP, layers=TOWER, **model):
+    run = SyntheticRun(layers, [healthy()], model=model).read(tmp_path / "run")
+    return analyze(replace(run, reference_steps=(step,), reference=tuple(records)))
+
+
+def the(findings, rule):
+    (found,) = [finding for finding in findings if finding.id == rule]
+    return found
+
+
+def test_a_layer_without_an_error_of_its_own_is_left_alone(tmp_path):
+    inherited = measured("second", relative_error=0.9, cosine=0.4)
+    findings = findings_of(tmp_path, measured("first", own_relative_error=0.5, own_cosine=0.8), inherited, harm(0.5))
+    assert keep_float32(findings) == ("first",)
+    finding = the(findings, "measured_error")
+    assert (finding.severity, finding.confidence) == ("error", "measured")
+    assert finding.numbers["own relative error"] == (0.5, 0.05, "share")
+    assert finding.numbers["error of all weight gradients"].value == 0.5
+    assert "Given exact input, 'first' is off by 50%" in finding.sentence
+
+
+@pytest.mark.parametrize(
+    ("own_error", "cosine", "severity"),
+    [
+        (0.049, 0.9991, None),
+        (0.06, 0.9991, "warning"),
+        (0.04, 0.998, "warning"),
+        (0.2, 0.9991, "error"),
+        (0.04, 0.98, "error"),
+    ],
+)
+def test_an_error_of_ones_own_by_its_size(tmp_path, own_error, cosine, severity):
+    record = measured("first", own_relative_error=own_error, own_cosine=cosine)
+    found = [f.severity for f in findings_of(tmp_path, record, harm(0.5)) if f.id == "measured_error"]
+    assert found == ([] if severity is None else [severity])
+
+
+def test_an_error_that_does_no_harm_is_only_mentioned(tmp_path):
+    findings = findings_of(tmp_path, measured("first", own_relative_error=0.5), harm(0.01))
+    assert (the(findings, "measured_error").severity, keep_float32(findings)) == ("info", ())
+
+
+def test_small_gradients_weigh_little_in_the_harm(tmp_path):
+    """A key's bias in an attention has the gradient 0, and what float16 makes of it is noise."""
+    noise = replace(measured("second", "weight_gradient", relative_error=5000.0, reference_norm=1e-7), name="bias")
+    findings = findings_of(tmp_path, measured("first", own_relative_error=0.5), harm(0.01), noise)
+    assert the(findings, "measured_error").severity == "info"
+
+
+def test_a_tensor_of_which_nothing_is_left(tmp_path):
+    record = measured("first", own_flushed=1000, own_relative_error=1.0, own_cosine=None)
+    finding = the(findings_of(tmp_path, record, harm(0.5)), "measured_error")
+    assert (finding.severity, finding.numbers["cosine"].value) == ("error", 0.0)
+    assert "100% of its values became zero" in finding.sentence
+
+
+def test_each_layer_of_a_chain_that_breaks_by_itself_is_named(tmp_path):
+    records = [measured("first", own_overflowed=3), measured("second", own_nans=2, nans=2)]
+    findings = findings_of(tmp_path, *records, step=replace(STEP, loss_policy=math.nan))
+    assert keep_float32(findings) == ("first", "second")
+    assert [f.severity for f in findings if f.id == "measured_break"] == ["error", "error"]
+
+
+def test_infinities_that_their_readers_make_nothing_of_are_harmless(tmp_path):
+    """The minus infinity of a mask, before a softmax."""
+    records = [measured("first", own_overflowed=300, overflowed=300), measured("second")]
+    finding = the(findings_of(tmp_path, *records, step=replace(STEP, loss_policy=None)), "measured_break")
+    assert (finding.severity, finding.action) == ("info", "none")
+
+
+def test_infinities_that_a_reader_turns_into_something_else_are_not(tmp_path):
+    """A variance that overflows, before a division that makes zeros of it."""
+    records = [measured("first", own_overflowed=3, overflowed=3), measured("second", relative_error=1.0), harm(0.9)]
+    assert the(findings_of(tmp_path, *records), "measured_break").severity == "error"
+
+
+@pytest.mark.parametrize(
+    ("share", "cosine", "severity"),
+    [(0.009, 0.9, None), (0.05, 0.9995, None), (0.05, 0.998, "warning"), (0.2, 0.998, "error"), (0.05, 0.98, "error")],
+)
+def test_gradients_that_are_flushed_ask_for_a_scale(tmp_path, share, cosine, severity):
+    record = measured("first", "gradient", flushed=round(share * 1000), cosine=cosine)
+    found = [f for f in findings_of(tmp_path, record, harm(0.5)) if f.id == "measured_underflow"]
+    assert [f.severity for f in found] == ([] if severity is None else [severity])
+    assert all((f.layer, f.action) == ("first", "raise_loss_scale") for f in found)
+
+
+def test_without_a_loss_scale_the_optimizer_is_to_be_wrapped(tmp_path):
+    record = measured("first", "gradient", flushed=500, cosine=0.5)
+    findings = findings_of(tmp_path, record, harm(0.5), loss_scaling="none")
+    assert the(findings, "measured_underflow").action == "wrap_optimizer"
+
+
+def test_zeros_behind_a_layer_that_errs_are_its_consequence(tmp_path):
+    records = [measured("second", own_relative_error=0.9), measured("first", "gradient", flushed=900, cosine=0.1)]
+    findings = findings_of(tmp_path, *records, harm(0.9))
+    assert [f.id for f in findings if f.severity != "info"] == ["measured_error"]
+
+
+def test_a_saturated_gate_matters_only_where_the_gradients_of_all_weights_are_off(tmp_path):
+    gate = measured("second", "gradient", own_cosine=0.6, own_relative_error=0.8)
+    for error, severity in ((0.01, "info"), (0.5, "warning")):
+        finding = the(findings_of(tmp_path / severity, gate, harm(error)), "measured_backward_error")
+        assert (finding.layer, finding.severity) == ("second", severity)
+
+
+def test_what_lies_between_two_layers_in_float32_goes_with_them(tmp_path):
+    """A sigmoid whose gradient no scale can hold, a Reshape, and a loss that breaks on what rounds to 1."""
+    layers = (
+        TOWER[0],
+        layer("first", "input"),
+        layer("shape", "first", type="Reshape", unseen="it only rearranges its input"),
+        layer("second", "shape"),
+        layer("head", "second", compute="float32"),
+    )
+    records = [measured("second", own_nans=2), measured("first", "gradient", own_flushed=30, own_overflowed=4)]
+    findings = findings_of(tmp_path, *records, step=replace(STEP, loss_policy=math.nan), layers=layers)
+    assert set(keep_float32(findings)) == {"first", "shape", "second"}
