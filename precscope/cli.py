@@ -73,6 +73,7 @@ def _commands() -> None:
     """Find the layers of a Keras model that lose precision in mixed-precision training, and what to do about them.
 
     Wrap the training in `with precscope.profile(model, "runs/mine"):`, then read `precscope report runs/mine`.
+    Or leave the script as it is: `precscope run train.py`.
     """
 
 

@@ -39,13 +39,13 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 def run(
     as_module: bool, base: Path, file: Path | None, settings: tuple[str, ...], script: str, arguments: tuple[str, ...]
 ) -> Callable[[], None]:
-    r"""Run SCRIPT as Python would, and profile the trainings in it.
+    """Run SCRIPT as Python would, and profile the trainings in it.
 
     Each model that is trained by fit or train_on_batch gets a run directory, and the end says how to see the reports.
     Options of ours come before SCRIPT; whatever follows it is the script's. Its exit code is ours.
 
-    \b
     precscope run train.py --epochs 3
+
     precscope run --dir runs/lr --set every=10 -m my_package.train --epochs 3
 
     See docs/run_scripts.md.
