@@ -214,7 +214,7 @@ class LayerTaps:
         """Note whose outputs the arguments are, and return the arguments, with taps on what code between computed."""
         replaced: dict[int, Any] = {}
         for tensor in keras.tree.flatten((args, kwargs)):
-            if not tf.is_tensor(tensor):
+            if not tf.is_tensor(tensor) or isinstance(tensor, keras.Variable):  # a stateful RNN's state
                 continue
             producer = self._sources.producer(tensor)
             names = [] if producer is None else [producer]
@@ -283,9 +283,8 @@ def is_read_by_losses(tensor: Any) -> bool:
 
 
 def _is_float(tensor: Any) -> bool:
-    if not tf.is_tensor(tensor) or isinstance(tensor, tf.SparseTensor | tf.RaggedTensor):
-        return False
-    return bool(tensor.dtype.is_floating)
+    """Tell whether something is a dense float tensor; a Keras variable counts as a tensor for TensorFlow, not here."""
+    return isinstance(tensor, tf.Tensor) and bool(tensor.dtype.is_floating)
 
 
 def _tap_gradient(recorder: Recorder, key: TensorKey, plan: TapPlan, gradient: Any) -> Any:

@@ -269,7 +269,7 @@ def _bytes(leaf: Any) -> int:
 def loss_among(result: Any) -> Any:
     """Return what of a train step's result is its loss: what is called so, or the first scalar; None without one."""
     loss = result.get("loss") if isinstance(result, dict) else None
-    scalars = [leaf for leaf in tf.nest.flatten(result) if tf.is_tensor(leaf) and leaf.shape.rank == 0]
+    scalars = [leaf for leaf in tf.nest.flatten(result) if isinstance(leaf, tf.Tensor) and leaf.shape.rank == 0]
     floats = [leaf for leaf in scalars if leaf.dtype.is_floating]
     return loss if loss is not None else next(iter(floats), None)
 

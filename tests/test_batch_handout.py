@@ -76,7 +76,7 @@ def test_a_custom_loop_hands_out_its_arguments(tmp_path: Path):
             step({"x": tf.constant(x[rows]), "y": tf.constant(y[rows])}, factor=tf.constant(0.5))
     kept = precscope.open_run(tmp_path / "run").kept_batches
     assert [batch.step for batch in kept] == [1, 2]
-    assert kept[0].groups() == ("data", "keywords")
+    assert kept[0].groups() == ("data", "keywords", "weights")
     (batch,) = kept[0].load()
     np.testing.assert_array_equal(batch["x"], x[8:16])
     assert kept[0].load("keywords")["factor"] == 0.5

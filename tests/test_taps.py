@@ -113,6 +113,14 @@ def test_a_cell_inside_a_loop_is_merged_over_time(tmp_path: Path, jit: bool) -> 
     }
 
 
+def test_a_cell_may_be_given_variables_as_its_state(tmp_path: Path) -> None:
+    stateful = layers.LSTM(5, stateful=True, name="lstm")
+    model = keras.Sequential([keras.Input(batch_shape=(8, 6, 2)), stateful, layers.Dense(1, name="head")])
+    run = record(model, noise(8, 6, 2), noise(8, 1), tmp_path / "run")
+    assert not [notice for notice in run.notices if notice.level != "info"]
+    assert {"lstm", "lstm/cell", "head"} <= seen(run, "activation")
+
+
 def test_sub_layers_without_a_keras_path_are_reached(tmp_path: Path) -> None:
     inputs = keras.Input((5, 8))
     attention = layers.MultiHeadAttention(2, 4, name="attention", dropout=0.1)

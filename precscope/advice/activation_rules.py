@@ -35,14 +35,14 @@ _FEWEST_SAMPLES = 4  # fewer do not tell whether a value moves
 def activation_overflow(evidence: Evidence) -> Iterator[Finding]:
     """A layer turned finite input and finite weights into infinities or NaN.
 
-    The source, not the victims: layers that were already given something infinite or NaN are left out, however much
-    of it they pass on. In float16 the layer's values outgrew the format: keep it in float32, and where the true values
-    lie beyond float16 also the layers that read it, for they would cast them back. Where all that is finite is far
-    smaller, the infinity came from a division by zero or the logarithm of one: the readers are left alone, and a
-    constant that float16 can hold helps as well. In bfloat16 and float32, which reach equally far, the format is not
-    the cause: look for a division by zero, a logarithm of zero or a learning rate that is too high. Where a layer's input was not recorded and its output holds NaN alone, the data are
-    suspected first. Minus infinities of which nothing is seen later, as those of a mask that a softmax turns into
-    zeros, are only mentioned.
+    The source, not the victims: layers that were already given something infinite or NaN are left out, however much of
+    it they pass on. In float16 the layer's values outgrew the format: keep it in float32, and where the true values lie
+    beyond float16 also the layers that read it, for they would cast them back. Where all that is finite is far smaller,
+    the infinity came from a division by zero or the logarithm of one: the readers are left alone, and a constant that
+    float16 can hold helps as well. In bfloat16 and float32, which reach equally far, the format is not the cause: look
+    for a division by zero, a logarithm of zero or a learning rate that is too high. Where a layer's input was not
+    recorded and its output holds NaN alone, the data are suspected first. Minus infinities of which nothing is seen
+    later, as those of a mask that a softmax turns into zeros, are only mentioned.
     """
     for source in evidence.forward_sources:
         layer = evidence.graph.by_id[source.layer]

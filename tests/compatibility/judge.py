@@ -39,7 +39,7 @@ NOISE_FACTOR = 4
 
 @dataclass
 class Outcome:
-    """What one training left behind: losses, weights by name, how far these went, its run and what it warned of."""
+    """What one training left behind: losses, weights by name, those at its start where it was built, and its run."""
 
     losses: np.ndarray
     weights: dict[str, np.ndarray]
@@ -50,6 +50,10 @@ class Outcome:
     layers: int = 0
     missed_layers: list[str] = field(default_factory=list)
     trainable: dict[str, bool] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.weights.keys() - self.start.keys():  # the model was built by its first batch: where it began is unknown
+            self.start = {}
 
 
 def judge(configuration: Configuration, policy: str) -> dict[str, Any]:
