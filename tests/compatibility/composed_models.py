@@ -111,7 +111,9 @@ def functional_subclass() -> Training:
             self.probe = layers.Dense(1)
 
         def compute_loss(self, x: Any = None, y: Any = None, y_pred: Any = None, *others: Any, **more: Any) -> Any:
-            return super().compute_loss(x, y, y_pred, *others, **more) + ops.mean(ops.square(self.probe(y_pred)))
+            return super().compute_loss(x, y, y_pred, *others, **more) + ops.mean(
+                ops.square(ops.cast(self.probe(y_pred), "float32"))
+            )
 
     model = Regularized()
     model.probe.build((None, 3))
