@@ -83,6 +83,9 @@ def activations() -> Training:
     outputs = []
     for name in activation_names():
         x = layers.Dense(4, name=f"{name}_before")(inputs)
+        if name == "glu":  # it halves its input, which neither Activation nor Dense expects
+            outputs.append(layers.Lambda(activation(name), name=f"{name}_layer")(x))
+            continue
         x = layers.Activation(activation(name), name=f"{name}_layer")(x)
         outputs.append(layers.Dense(2, activation(name), name=f"{name}_within")(x))
     stack = [layers.LeakyReLU, layers.PReLU, layers.ELU, layers.Softmax, layers.ReLU]
