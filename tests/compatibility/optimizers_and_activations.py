@@ -77,7 +77,9 @@ def activation(name: str) -> Any:
     return (lambda x: function(x, **arguments)) if arguments else function
 
 
-@configuration("every activation, as a layer and within Dense", ACTIVATIONS, policies=POLICIES)
+@configuration(
+    "every activation, as a layer and within Dense", ACTIVATIONS, policies=POLICIES, notices="clips gradients"
+)
 def activations() -> Training:
     inputs = keras.Input((4,))
     outputs = []
