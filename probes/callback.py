@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Callback"]
 
 
-class Callback(keras.callbacks.Callback):  # type: ignore[misc]  # Keras has no types
+class Callback(keras.callbacks.Callback):
     """Profiles the training that it is given to as a callback: `model.fit(x, y, callbacks=[precscope.Callback(...)])`.
 
     Each fit makes a run: the first in `run_dir`, a second with the same callback in `run_dir`-2, and so on.

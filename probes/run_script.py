@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Program", "find_program", "run_program"]
 
-_OUR_FOLDERS = tuple(f"{Path(file).resolve()}{os.sep}" for file in (*precscope.__path__, Path(__file__).parent))
+_OUR_FOLDERS = tuple(
+    f"{folder.resolve()}{os.sep}" for folder in (Path(precscope.__file__).parent, Path(__file__).parent)
+)
 
 
 class Program:
@@ -210,7 +212,7 @@ def _hide_our_frames() -> None:
 
 
 def _without_our_frames(traceback: types.TracebackType | None) -> types.TracebackType | None:
-    entries = []
+    entries: list[types.TracebackType] = []
     while traceback is not None:
         if traceback.tb_frame.f_code is run_program.__code__:
             entries.clear()  # the command line

@@ -19,6 +19,10 @@ def profile_a_fit(model: object, x: NDArray[np.float32]) -> None:
         pass
 
 
+def profile_by_a_callback(path: Path) -> list[precscope.Callback]:
+    return [precscope.Callback("runs/mnist", every=10), precscope.Callback(path, options="own.yaml", overwrite=True)]
+
+
 def read_a_run(path: Path) -> str:
     try:
         run = assert_type(precscope.open_run(path), precscope.Run)
