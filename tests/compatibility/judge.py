@@ -222,7 +222,7 @@ def _coverage(configuration: Configuration, outcome: Outcome, faults: list[str])
         kinds.setdefault(tensor.layer, set()).add(tensor.kind)
     reasons: dict[str, int] = {}
     # In parentheses: the model itself, the batch, code between layers.
-    layers = [layer for layer in run.layers if not layer.id.startswith("(")]
+    layers = [layer for layer in run.layers if "(" not in layer.id]
     seen = {"activation": 0, "gradient": 0}
     for layer in layers:
         for kind, reason in (("activation", layer.unseen), ("gradient", layer.gradient_unseen)):

@@ -58,6 +58,13 @@ AFTER = """
 - An optimizer that is called in a branch of the step (`tf.cond`) gives no weight gradients, and skipped steps are not
   counted: a step without an update may only have added up gradients.
 - Inside a loop (an RNN's cell) only the forward pass is recorded.
+- The gradient at a float32 softmax or sigmoid is not recorded, inside attention as at a classifier's end: Keras' losses
+  look for the logits behind such an operation, so nothing may stand after it.
+- Attention without dropout and scores is one operation in Keras: softmax and dropout inside are not called, so they are
+  not seen; the attention layer's own output is.
+- Known false alarm: where a layer clips what it hands to the first weights (RandomContrast), PrecScope says that the
+  step clips scaled gradients. `sparsemax` is run in float32 alone, for Keras cannot compute it in 16 bits.
+- A row that is "not run" has not been tried since its configuration was written.
 - A `tf.function` of one's own around the train step is recorded; one that a layer calls is not.
 - Weights are compared after a few steps. What PrecScope does to a long training is in [overhead](overhead.md).
 """

@@ -79,7 +79,7 @@ def loop_lazy() -> Training:
     return loop(tape_step(model, optimizer), model, optimizer, tf.function)
 
 
-@configuration("loop with clipping by the global norm", GROUP)
+@configuration("loop with clipping by the global norm", GROUP, notices="the loss is not scaled")
 def loop_clipped() -> Training:
     model, optimizer = perceptron(), keras.optimizers.Adam(0.01)
     loss_of = cross_entropy()
