@@ -9,7 +9,7 @@ import tensorflow as tf
 from precscope.probes import keras_internals
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
 __all__ = ["ScalingWatch"]
 
@@ -74,9 +74,15 @@ class ScalingWatch:
 
 
 def _is_clipped(gradient: Any) -> bool:
+    """Tell whether a gradient was clipped after it was made: not what a layer clips on its way forward."""
     tensor = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-    names = (op.name for op in _ancestors(tensor, _CLIP_DISTANCE))
-    return any("clip_by_" in name and "gradient_tape/" not in name for name in names)
+    made_later = _ancestors(tensor, _CLIP_DISTANCE, lambda op: not _is_backward(op))
+    return any("clip_by_" in op.name and not _is_backward(op) for op in made_later)
+
+
+def _is_backward(op: Any) -> bool:
+    """Tell whether a tape made this op: what it reads beside a gradient are values of the forward pass."""
+    return "gradient_tape/" in op.name
 
 
 def _reads(gradient: Any, variable: Any) -> bool:
@@ -95,13 +101,19 @@ def _leads_to(earlier: Any, later: Any) -> bool:
     return origin is not None and any(op is origin for op in _ancestors(later, _MOST_OPS))
 
 
-def _ancestors(tensor: Any, distance: int) -> Iterator[Any]:
-    """Yield the ops that a symbolic tensor was computed by, the nearest first."""
+def _ancestors(tensor: Any, distance: int, through: Callable[[Any], bool] = lambda op: True) -> Iterator[Any]:
+    """Yield the ops that a symbolic tensor was computed by, the nearest first; not what lies behind one to stop at.
+
+    Args:
+        tensor: Where to begin.
+        distance: How many ops to go back at most.
+        through: Tells of an op whether to go on to what it reads.
+    """
     level = [op for op in (_op(tensor),) if op is not None]
     seen = {id(op) for op in level}
     for _ in range(distance):
         yield from level
-        inputs = [source.op for op in level for source in op.inputs]
+        inputs = [source.op for op in level if through(op) for source in op.inputs]
         level = list({id(op): op for op in inputs if id(op) not in seen}.values())
         seen.update(map(id, level))
         if not level or len(seen) > _MOST_OPS:

@@ -9,17 +9,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import keras
-
 from precscope.errors import SessionError
 from precscope.options import Options, resolve_options
 from precscope.probes import keras_internals
-from precscope.probes.batch_handout import BatchHandout, BatchKeeping
 from precscope.probes.custom_loop import InstrumentedStep
 from precscope.probes.environment import describe_hardware, describe_model, describe_software
 from precscope.probes.health import Health
 from precscope.probes.keeper import Keeper
-from precscope.probes.legacy import add_legacy_note, check_loss_scale_arguments
+from precscope.probes.legacy import add_legacy_note
 from precscope.probes.lint_checks.optimizer import check_loss_scaling
 from precscope.probes.live_process import LiveProcess
 from precscope.probes.loss_scale_poll import LossScalePoll
@@ -27,14 +24,13 @@ from precscope.probes.measurements import Measurements
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.optimizer_taps import OptimizerTaps
 from precscope.probes.origin_watch import OriginWatch
-from precscope.probes.reference_schedule import ReferenceSchedule
 from precscope.probes.replica_internals import mean_loss, replicas_of
 from precscope.probes.replica_notices import replica_notices
 from precscope.probes.sampling_loop import SampledStep, SamplingLoop
+from precscope.probes.session_checks import check_model, how_it_ended
+from precscope.probes.session_extras import SessionExtras, session_extras
 from precscope.probes.taps import LayerTaps
 from precscope.probes.train_function import ChoosingTrainFunction
-from precscope.probes.tripped_steps import TrippedSteps
-from precscope.probes.tripwire import Tripwire
 from precscope.records import RunRecord, RunStatus
 from precscope.sampling import Sampler
 from precscope.writer import RunWriter
@@ -99,7 +95,7 @@ class Session:
     def __init__(
         self, model: Any, run_dir: str | os.PathLike[str], options: Options, optimizer: Any, overwrite: bool
     ) -> None:
-        _check_model(model, optimizer)
+        check_model(model, optimizer)
         self.path = run_dir
         self.options = options
         self._model = model
@@ -115,10 +111,6 @@ class Session:
         self._called: set[int] = set()
         self._pending: tuple[SampledStep, Reading] | None = None
         self._optimizer_taps: tuple[OptimizerTaps, ...] = ()
-        self._handout: BatchHandout | None = None  # where somebody wants batches
-        self._batches: BatchKeeping | None = None
-        self._reference: ReferenceSchedule | None = None
-        self._tripwire: Tripwire | None = None
         self._live: LiveProcess | None = None
         #: Closes this session where another begins on its model; None where that one is refused.
         self.give_way: Callable[[], None] | None = None
@@ -162,19 +154,12 @@ class Session:
         self._loss_scale = LossScalePoll(lambda: self._optimizer, self._loop, self._keeper, self._health.complaint)
         self._origins = OriginWatch(self.options, self._loop, self._keeper, self._records)
         self._loss_scale.noticed = self._origins.noticed
-        one_replica = not self._replicas.are_several
-        if self.options.tripwire and one_replica:
-            self._set_tripwire(writer.path)
-        if (self.options.reference or self.options.keep_batches_mib) and one_replica:
-            self._handout = BatchHandout()
-        if self.options.keep_batches_mib and self._handout is not None:
-            self._batches = BatchKeeping(
-                writer.path, self.options.keep_batches_mib, lambda message: self._tell("warning", message)
-            )
-        if self.options.reference and self._handout is not None:
-            self._reference = ReferenceSchedule(
-                self._model, lambda: self._optimizer, self.options, self._loop, self._keeper, self._handout
-            )
+        self._extras = SessionExtras()
+        if not self._replicas.are_several:
+            watched = (self._model, lambda: self._optimizer, self.options, self._loop, self._keeper)
+            self._extras = session_extras(*watched, self._origins, writer.path, self._tell)
+        if self._extras.tripwire is not None:
+            self._loss_scale.before_look = self._extras.tripwire.look
         self._measurements = Measurements(self._model, lambda: self._optimizer, self.options, self._loop, self._keeper)
         self._keeper.keep_layers()
         self._keeper.keep_replicas(self._replicas)
@@ -198,15 +183,15 @@ class Session:
         self._state = "closed"
         if not self._writer.is_mine:  # a forked process leaves by the same door, and the session is not its own
             return
-        status, reason = _how_it_ended(error)
+        status, reason = how_it_ended(error)
         try:
             self._flush()
-            if self._tripwire is not None:
-                self._tripwire.look()
+            if self._extras.tripwire is not None:
+                self._extras.tripwire.look()
             self._loss_scale.look()
             self._tell_of_silence(status)
-            if self._reference is not None and status == "finished":
-                self._reference.at_end()
+            if self._extras.reference is not None and status == "finished":
+                self._extras.reference.at_end()
         except Exception as failure:  # a device that is gone, say: the training's own exception must go on
             self._tell("warning", f"how the run ended could not be recorded: {type(failure).__name__}: {failure}")
         finally:
@@ -238,7 +223,7 @@ class Session:
         self._require_open("instrument")
         if not callable(train_step):
             raise SessionError(f"session.instrument expects a train step that can be called, received {train_step!r}.")
-        wanted = (self._handout, self._tripwire)
+        wanted = (self._extras.handout, self._extras.tripwire)
         if not self._replicas.devices:  # a strategy under which nothing is recorded
             return train_step
         hooks = (self._make_taps, self._is_built, self._advance)
@@ -327,7 +312,7 @@ class Session:
         plain = model.train_function
         if not isinstance(current, ChoosingTrainFunction) or current.plain is not plain:
             self._loss_scale.count_anew()
-            wanted = (self._handout, self._tripwire)
+            wanted = (self._extras.handout, self._extras.tripwire)
             current = ChoosingTrainFunction(model, plain, self._loop, self._make_taps, *wanted, self._replicas)
         model.train_function = current if self._replicas.devices else plain
         return model.train_function
@@ -349,24 +334,6 @@ class Session:
         self._records.between.append(layer_taps.between)
         return layer_taps, *self._optimizer_taps
 
-    def _set_tripwire(self, directory: Path) -> None:
-        steps = TrippedSteps(
-            self._model,
-            lambda: self._optimizer,
-            self._loop,
-            self._origins,
-            directory,
-            lambda message: self._tell("warning", message),
-        )
-        self._tripwire = Tripwire(
-            self._model,
-            lambda: self._optimizer,
-            steps.handle,
-            lambda error: self._tell("warning", f"the tripwire failed and is off: {type(error).__name__}: {error}"),
-            self._loop.costs,
-        )
-        self._loss_scale.before_look = self._tripwire.look
-
     def _is_built(self) -> bool:
         return bool(self._model.built and self._optimizer.built)
 
@@ -387,15 +354,11 @@ class Session:
             return
         if sampled.reading.updates_before is None:  # the optimizer is not called, or in a branch: no update is no skip
             self._loss_scale.counts_skips = False
-        if self._batches is not None and self._handout is not None:
-            self._batches.keep(sampled.step, self._handout, self._read_weights)
+        self._extras.keep_batch(self._model, sampled.step)
         if self._instrumented and sampled.reading.loss is None:
             self._pending = (sampled, sampled.reading)  # `session.step` may tell the loss
             return
         self._keep_sample(sampled, sampled.reading)
-
-    def _read_weights(self) -> dict[str, Any]:
-        return {name: variable.value for name, variable in keras_internals.state_variables(self._model)}
 
     def _flush(self, loss: Any = None) -> None:
         if self._pending is not None:
@@ -458,33 +421,3 @@ class Session:
             software=describe_software(),
             hardware=describe_hardware(),
         )
-
-
-def _check_model(model: Any, optimizer: Any) -> None:
-    backend = keras.backend.backend()
-    if backend != "tensorflow":
-        raise SessionError(
-            f"PrecScope needs Keras on the TensorFlow backend, this is {backend!r}. Set KERAS_BACKEND=tensorflow "
-            "before Keras is imported."
-        )
-    if not isinstance(model, keras.Model):
-        raise SessionError(f"precscope.profile expects a keras.Model, received {type(model).__name__}.")
-    if optimizer is None and not (model.compiled and model.optimizer is not None):
-        raise SessionError(
-            f"Model {model.name!r} is not compiled. Call model.compile(optimizer=..., loss=...) before "
-            "precscope.profile, or, for a custom training loop, give it the optimizer: profile(model, run_dir, "
-            "optimizer=optimizer)."
-        )
-    for one in optimizer if isinstance(optimizer, (list, tuple)) and optimizer else [optimizer]:
-        check_loss_scale_arguments(model.optimizer if one is None else one)
-        if optimizer is not None and not isinstance(one, keras.optimizers.Optimizer):
-            raise SessionError(
-                f"`optimizer` must be a keras.optimizers.Optimizer or a list of them, received {type(one).__name__}."
-            )
-
-
-def _how_it_ended(error: BaseException | None) -> tuple[RunStatus, str | None]:
-    if error is None or (isinstance(error, SystemExit) and not error.code):
-        return "finished", None
-    reason = f"{type(error).__name__}: {error}".strip(": ")
-    return ("failed" if isinstance(error, Exception) else "interrupted"), reason

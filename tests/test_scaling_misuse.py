@@ -85,6 +85,19 @@ def test_fit_is_right_and_stays_silent(tmp_path: Path, policy: str) -> None:
     assert precscope.open_run(tmp_path / "run").notices == ()
 
 
+def test_a_layer_that_clips_on_its_way_forward_is_no_misuse(tmp_path: Path) -> None:
+    layers = keras.layers
+    clipping = layers.Lambda(lambda x: keras.ops.clip(x, -1.0, 1.0), dtype="mixed_float16")
+    stack = [clipping, layers.Dense(4, "relu6", dtype="mixed_float16"), layers.Dense(3, dtype="float32")]
+    model = keras.Sequential([keras.Input((4,)), *stack])
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.01)), loss, jit_compile=False)
+    x, y = np.random.default_rng(0).standard_normal((16, 4)).astype(np.float32), np.arange(16) % 3
+    with precscope.profile(model, tmp_path / "run", **OPTIONS):
+        model.fit(x, y, batch_size=4, verbose=0)
+    assert CLIPPED_SCALED not in [notice.message for notice in precscope.open_run(tmp_path / "run").notices]
+
+
 def test_what_never_scaling_does(tmp_path: Path) -> None:
     """The harm that the notice tells of is real: the update is smaller by the scale."""
     moved = []

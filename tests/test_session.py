@@ -86,7 +86,8 @@ def test_sampled_steps_agree_within_rounding(tmp_path: Path, untouched: Watched,
     model = mlp(policy)
     untouched.append(model)
     without = train(mlp(policy), 50, None)
-    profiled = train(model, 50, tmp_path / "run", every=7)
+    # In float16 the scale is found too high once; the steps after that would be sampled densely.
+    profiled = train(model, 50, tmp_path / "run", every=7, dense_steps=0)
     for first, second in zip(without, profiled, strict=True):
         np.testing.assert_allclose(first, second, rtol=0, atol=BOUNDS[policy])
     run = precscope.open_run(tmp_path / "run")
@@ -125,7 +126,6 @@ def test_what_a_sample_holds_is_what_the_layers_computed(tmp_path: Path) -> None
         ("hidden", "activation"): first,
         ("head", "activation"): second,
         ("hidden", "gradient"): tape.gradient(loss, first),
-        ("head", "gradient"): tape.gradient(loss, second),
         ("hidden", "weight"): weights[0],
         ("head", "weight_gradient"): tape.gradient(loss, head),
     }
@@ -139,6 +139,8 @@ def test_what_a_sample_holds_is_what_the_layers_computed(tmp_path: Path) -> None
         assert recorded.zeros == reference.zeros, (layer, kind)
         assert recorded.absmax == pytest.approx(reference.absmax, rel=1e-5), (layer, kind)
         assert recorded.rms == pytest.approx(reference.rms, rel=1e-4), (layer, kind)
+    assert not run.find(layer="head", kind="gradient")
+    assert "logits" in (run.layer("head").gradient_unseen or "")
     assert run.record.software["tensorflow"] == tf.__version__
     assert {n.level for n in run.notices} <= {"info"}
 
@@ -355,7 +357,7 @@ def test_an_exception_goes_on_and_what_was_recorded_is_kept(
     model = mlp("mixed_float16")
     untouched.append(model)
     x, y = data(96)
-    with pytest.raises(type(error)), precscope.profile(model, tmp_path / "run", every=2, **QUIET):
+    with pytest.raises(type(error)), precscope.profile(model, tmp_path / "run", every=2, dense_steps=0, **QUIET):
         model.fit(x, y, batch_size=8, verbose=0, callbacks=[Interrupt()])
     run = precscope.open_run(tmp_path / "run")
     assert (run.status, len(run.samples)) == (status, 4)

@@ -210,7 +210,6 @@ def preprocessing() -> Training:
     "augmentation layers inside the model",
     GROUP,
     unseen={"(flip|turn|crop|contrast)": "no gradient arrives"},
-    notices="clips gradients",
 )
 def augmentation() -> Training:
     stack = [

@@ -77,9 +77,7 @@ def activation(name: str) -> Any:
     return (lambda x: function(x, **arguments)) if arguments else function
 
 
-@configuration(
-    "every activation, as a layer and within Dense", ACTIVATIONS, policies=POLICIES, notices="clips gradients"
-)
+@configuration("every activation, as a layer and within Dense", ACTIVATIONS, policies=POLICIES)
 def activations() -> Training:
     inputs = keras.Input((4,))
     outputs = []

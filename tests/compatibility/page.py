@@ -62,8 +62,7 @@ AFTER = """
   look for the logits behind such an operation, so nothing may stand after it.
 - Attention without dropout and scores is one operation in Keras: softmax and dropout inside are not called, so they are
   not seen; the attention layer's own output is.
-- Known false alarm: where a layer clips what it hands to the first weights (RandomContrast), PrecScope says that the
-  step clips scaled gradients. `sparsemax` is run in float32 alone, for Keras cannot compute it in 16 bits.
+- `sparsemax` is run in float32 alone, for Keras cannot compute it in 16 bits.
 - A row that is "not run" has not been tried since its configuration was written.
 - A `tf.function` of one's own around the train step is recorded; one that a layer calls is not.
 - Weights are compared after a few steps. What PrecScope does to a long training is in [overhead](overhead.md).
