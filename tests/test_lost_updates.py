@@ -16,4 +16,10 @@ def test_a_gradient_of_unknown_shape_is_counted_as_its_weight_is() -> None:
         return count_lost_updates([(before, after, gradient), (before, before, tf.zeros([2, 2]))])
 
     gradient = np.array([[0.5, 1.0], [0.0, np.nan]], np.float32)
-    assert counted(gradient).numpy().tolist() == [[3, 2], [0, 0]]
+    assert counted(gradient).numpy().tolist() == [[3, 2, 0], [0, 0, 0]]
+
+
+def test_elements_that_an_update_made_non_finite_are_counted() -> None:
+    before, gradient = tf.constant([1.0, 2.0, np.inf, 4.0]), tf.ones([4])
+    after = tf.constant([np.inf, 2.0, np.nan, np.nan])
+    assert count_lost_updates([(before, after, gradient)]).numpy().tolist() == [[4, 1, 2]]
