@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import platform
 import sys
+import time
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import psutil
@@ -14,10 +15,29 @@ import tensorflow as tf
 from precscope.probes import keras_internals
 from precscope.probes.gpus import describe_gpus
 from precscope.probes.replica_internals import ONE_REPLICA, Replicas
+from precscope.records import RunRecord
 
-__all__ = ["describe_hardware", "describe_model", "describe_software"]
+if TYPE_CHECKING:
+    from precscope.options import Options
+
+__all__ = ["describe_hardware", "describe_model", "describe_run", "describe_software"]
 
 _PACKAGES = ("precscope", "tensorflow", "keras", "numpy", "ml_dtypes")
+
+
+def describe_run(name: str, model: Any, optimizer: Any, options: Options, replicas: Replicas) -> RunRecord:
+    """Return the record of a run called `name` that begins now."""
+    return RunRecord(
+        name=name,
+        status="running",
+        error=None,
+        started_unix_s=time.time(),
+        ended_unix_s=None,
+        options=options.as_dict(),
+        model=describe_model(model, optimizer, replicas),
+        software=describe_software(),
+        hardware=describe_hardware(),
+    )
 
 
 def describe_model(model: Any, optimizer: Any, replicas: Replicas = ONE_REPLICA) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from precscope.errors import SessionError
 from precscope.options import Options, resolve_options
 from precscope.probes import keras_internals
 from precscope.probes.custom_loop import InstrumentedStep
-from precscope.probes.environment import describe_hardware, describe_model, describe_software
+from precscope.probes.environment import describe_run
 from precscope.probes.health import Health
 from precscope.probes.keeper import Keeper
 from precscope.probes.legacy import add_legacy_note
@@ -27,11 +27,10 @@ from precscope.probes.origin_watch import OriginWatch
 from precscope.probes.replica_internals import mean_loss, replicas_of
 from precscope.probes.replica_notices import replica_notices
 from precscope.probes.sampling_loop import SampledStep, SamplingLoop
-from precscope.probes.session_checks import check_model, how_it_ended
+from precscope.probes.session_checks import NOTHING_FIRES, check_model, how_it_ended
 from precscope.probes.session_extras import SessionExtras, session_extras
 from precscope.probes.taps import LayerTaps
 from precscope.probes.train_function import ChoosingTrainFunction
-from precscope.records import RunRecord, RunStatus
 from precscope.sampling import Sampler
 from precscope.writer import RunWriter
 
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from precscope.probes.recorder import Reading, Recorder
+    from precscope.records import RunStatus
     from precscope.verification import Verification
 
 __all__ = ["Session", "is_profiled", "profile"]
@@ -140,7 +140,7 @@ class Session:
         self._replicas = replicas_of(self._model.distribute_strategy)
         self._writer = writer = RunWriter.create(
             self.path,
-            self._describe(),
+            describe_run(Path(self.path).name, self._model, self._optimizer, self.options, self._replicas),
             overwrite=self._overwrite,
             worker=self._replicas.worker,
             most_bytes=round(self.options.run_size_mib * 2**20) or None,
@@ -381,12 +381,7 @@ class Session:
     def _tell_nothing_fires(self) -> None:
         if not self.options.activations:
             return
-        self._tell(
-            "warning",
-            "no layer's output could be recorded in a sampled step. The train step does not run the model where probes "
-            "can be put on it: it was not given to session.instrument, or it calls a tf.function of its own that was "
-            "traced before. Give the tf.function itself to session.instrument, and call what that returns.",
-        )
+        self._tell("warning", NOTHING_FIRES)
         self._keeper.keep_layers_sampled()
         self._loop.switch_off()
 
@@ -408,16 +403,3 @@ class Session:
         """Nothing can be written any more."""
         self._loop.switch_off()
         self._loss_scale.switch_off()
-
-    def _describe(self) -> RunRecord:
-        return RunRecord(
-            name=Path(self.path).name,
-            status="running",
-            error=None,
-            started_unix_s=time.time(),
-            ended_unix_s=None,
-            options=self.options.as_dict(),
-            model=describe_model(self._model, self._optimizer, self._replicas),
-            software=describe_software(),
-            hardware=describe_hardware(),
-        )
