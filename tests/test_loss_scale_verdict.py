@@ -82,6 +82,7 @@ def sample(step, skipped=False, fault=None, room=None):
         ([sample(200, True, "weights")], "bad_weights"),
         ([sample(199, room=6.0), sample(201, room=7.0)], "bad_batch"),  # 2**15 was not too high
         ([sample(199, room=6.0), sample(201, room=3.0)], "spike"),
+        ([sample(150, room=3.7), sample(199, room=6.0), sample(201, room=7.0)], "spike"),  # batches differ that much
         ([sample(199, room=6.0)], "spike"),
     ],
 )

@@ -4,7 +4,8 @@ Skipped steps that may have followed each other are judged together, as one stre
 without it a stretch that training recovered from is taken for what a dynamic loss scale does all the time. Evidence is
 
 - a sampled step inside the stretch whose data, weights or forward pass held infinities or NaN: no scale does that;
-- a sampled gradient on either side with much room left at the scale of the stretch: the scale was not too high;
+- sampled gradients on either side, all of them with much room left at the scale of the stretch: the scale was not too
+  high;
 - many skips in a row, after the scale had held: each halving is one bit, and gradients do not grow by that many bits
   from one step to the next and shrink again;
 - a scale below 1, which is less than no scaling at all.
@@ -39,6 +40,7 @@ _PROBE_SKIPS = 2  # a probe takes one halving, or two where gradients grew meanw
 _ROW = 10  # so many up to the last step that was seen: nothing was learned, whatever a longer run would have shown
 _SUNK_BITS = 5  # so many halvings without a growth between them, up to the last step that was seen, are no probe
 _ROOM_BITS = 4.0  # gradients that were not recorded may be larger than those that were, but hardly by so much
+_NEIGHBOURS = 8  # samples on each side: the largest gradient of one batch may be several bits from that of the next
 
 
 @dataclass(frozen=True)
@@ -209,8 +211,8 @@ def _had_room(samples: Sequence[SampledStep], first: ScaleChange, last: ScaleCha
     """Tell whether gradients before and after would have had much room at the scale of the first skipped step."""
     assert first.before is not None
     fine = [s for s in samples if not s.skipped and s.headroom_bits is not None and s.loss_scale > 0]
-    before = [s for s in fine if s.step < first.earliest][-1:]
-    after = [s for s in fine if s.step > last.latest][:1]
+    before = [s for s in fine if s.step < first.earliest][-_NEIGHBOURS:]
+    after = [s for s in fine if s.step > last.latest][:_NEIGHBOURS]
     rooms = [
         s.headroom_bits + math.log2(s.loss_scale) - math.log2(first.before)
         for s in (*before, *after)
