@@ -123,6 +123,20 @@ def test_a_real_search_from_far_too_high(tmp_path: Path) -> None:
     assert account.level == "good"
 
 
+def test_a_real_search_that_ends_at_1_is_not_called_healthy(tmp_path: Path) -> None:
+    """The weight of the samples makes gradients that float16 holds unscaled, and no larger ones."""
+    scaler = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.0), initial_scale=16.0)
+    model = mlp("mixed_float16", optimizer=scaler)
+    x, y = data(8 * 20)
+    with precscope.profile(model, tmp_path / "run", **RECORDED):
+        model.fit(x, y, sample_weight=np.full(len(x), 1.6e4), batch_size=8, shuffle=False, verbose=0)
+    account = loss_scale_account(Evidence(precscope.open_run(tmp_path / "run")))
+    assert account is not None
+    assert {stretch.cause for stretch in account.stretches} == {"search"}
+    assert "which scales nothing" in account.sentence
+    assert account.level == "attention"
+
+
 def test_a_real_bad_batch_is_the_datas_fault(tmp_path: Path) -> None:
     """The sampled steps lie beside it: their gradients, which differ by several bits, had all much room."""
     bad = {"x_bad": np.inf, "bad_rows": slice(8 * 75, 8 * 75 + 1)}

@@ -152,6 +152,9 @@ def _dynamic(evidence: Evidence, stretches: tuple[SkippedStretch, ...], found: C
         text = f"The loss scale is healthy: it stands at {scale}, and no step was skipped."
         return LossScaleAccount("good", f"{text}{_growth(evidence)}", stretches, found)
     worst = next(stretch for stretch in stretches if stretch.cause == cause)
+    if not worst.is_fault and skips.last_scale is not None and skips.last_scale <= 1:
+        text = f"The loss scale sank to {scale}, which scales nothing: gradients overflow above that ({amount})."
+        return LossScaleAccount("attention", f"{text}{where}", stretches, found)
     if not worst.is_fault:
         kinds = [stretch.cause for stretch in stretches]
         parts = [
