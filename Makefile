@@ -17,8 +17,9 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11 /usr/bi
 help: ## Say what each target does
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
 
-demo: $(VENV)/.installed ## Train the MNIST demo under the profiler and print its report
+demo: $(VENV)/.installed ## Train the MNIST demo under the profiler, print its report and write it as a page
 	$(BIN)/precscope demo --overwrite
+	$(BIN)/precscope report runs/mnist-demo --html runs/mnist-demo.html --force
 
 test: $(VENV)/.installed-dev ## Run the tests that need no GPU
 	$(BIN)/pytest
