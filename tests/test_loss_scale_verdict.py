@@ -139,8 +139,8 @@ def test_a_real_search_that_ends_at_1_is_not_called_healthy(tmp_path: Path) -> N
 
 def test_a_real_bad_batch_is_the_datas_fault(tmp_path: Path) -> None:
     """The sampled steps lie beside it: their gradients, which differ by several bits, had all much room."""
-    bad = {"x_bad": np.inf, "bad_rows": slice(8 * 75, 8 * 75 + 1)}
-    _, account = train(tmp_path / "run", initial_scale=2.0**6, **bad)
+    bad_rows = slice(8 * 75, 8 * 75 + 1)
+    _, account = train(tmp_path / "run", initial_scale=2.0**6, x_bad=np.inf, bad_rows=bad_rows)
     assert [(s.earliest, s.latest, s.cause) for s in account.stretches] == [(75, 75, "bad_batch")]
     assert account.level == "attention"
     assert "bad data" in account.sentence
