@@ -79,7 +79,7 @@ def values_of_8() -> Data:
 
 
 def distance_to_centres() -> Any:
-    """Distances by |a|^2 - 2ab + |b|^2: large terms that cancel, of which float16 keeps three digits."""
+    """Distances by |a|^2 - 2ab + |b|^2: large terms that cancel, if the format holds them."""
     inputs = keras.Input((8,), name="input")
     centres = (100 + random(5).standard_normal((16, 8))).astype(np.float32)
 
@@ -199,7 +199,7 @@ CASES = (
         truth=frozenset({"attention"}),
         bound=0.05,  # the two steps that its loss scale takes to find its level are 3 % of a loss that falls so fast
         goes_nonfinite=True,
-        source_layer="attention/_softmax",
+        source_layer="attention",  # its own code: the product of queries and keys, before its softmax
         direction="forward",
         first_bad_step=0,
     ),
@@ -227,13 +227,13 @@ CASES = (
     ),
     Case(
         "cancelling_distances",
-        "Large terms of a distance cancel, and float16 keeps nothing of what is left; "
-        "negative ones then overflow where the next layer takes exp of them.",
+        "Large terms of a distance cancel. In float16 they are infinite before they do (8 * 100^2 is above 65,504), "
+        "and infinity less infinity is NaN.",
         distance_to_centres,
         rows_around_100,
         truth=frozenset({"distances"}),
         goes_nonfinite=True,
-        source_layer="kernel",
+        source_layer="distances",
         direction="forward",
         first_bad_step=0,
     ),
