@@ -8,11 +8,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
-from numbers import Integral, Real
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
 from precscope.errors import OptionsError
+from precscope.options import flag, integer
 from precscope.suggest import did_you_mean
 from precscope.yaml_mapping import read_mapping
 
@@ -39,12 +40,6 @@ def _share(value: Any) -> float:
     return float(value)
 
 
-def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < 0:
-        raise ValueError("an integer of at least 0")
-    return int(value)
-
-
 def _number(value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(float(value)):
         raise ValueError("a finite number")
@@ -55,12 +50,6 @@ def _path(value: Any) -> str:
     if not isinstance(value, (str, Path)) or not str(value):
         raise ValueError("the path of a policy file")
     return str(value)
-
-
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError("true or false")
-    return value
 
 
 @dataclass(frozen=True)
@@ -85,12 +74,12 @@ class Limits:
     max_severity: Literal["none", "info", "warning"] | None = _limit(_severity, "warning")
     max_flushed_share: float | None = _limit(_share)
     max_subnormal_share: float | None = _limit(_share)
-    max_skipped_steps: int | None = _limit(_count)
+    max_skipped_steps: int | None = _limit(integer(0))
     max_skipped_share: float | None = _limit(_share)
     min_loss_scale: float | None = _limit(_number)
     min_headroom_bits: float | None = _limit(_number)
     policy: str | None = _limit(_path)
-    any_ending: bool = _limit(_flag, False)
+    any_ending: bool = _limit(flag, False)
 
     def __post_init__(self) -> None:
         for item in fields(self):

@@ -18,7 +18,7 @@ from precscope.errors import OptionsError
 from precscope.suggest import did_you_mean
 from precscope.yaml_mapping import read_mapping
 
-__all__ = ["Options", "resolve_options"]
+__all__ = ["Options", "flag", "integer", "resolve_options"]
 
 Check = Callable[[Any], Any]
 
@@ -34,13 +34,16 @@ def _share(value: Any) -> float:
     return float(value)
 
 
-def _flag(value: Any) -> bool:
+def flag(value: Any) -> bool:
+    """Check that an option is true or false, and return it."""
     if not isinstance(value, bool):
         raise ValueError("true or false")
     return value
 
 
-def _integer(minimum: int) -> Check:
+def integer(minimum: int) -> Check:
+    """Return a check that an option is an integer of at least `minimum`."""
+
     def check(value: Any) -> int:
         if isinstance(value, bool) or not isinstance(value, Integral) or int(value) < minimum:
             raise ValueError(f"an integer of at least {minimum}")
@@ -126,24 +129,24 @@ class Options:
     """
 
     overhead_budget: float = _option(0.02, _share)
-    every: int | None = _option(None, _or_none(_integer(1)))
-    start: int = _option(0, _integer(0))
-    stop: int | None = _option(None, _or_none(_integer(1)))
+    every: int | None = _option(None, _or_none(integer(1)))
+    start: int = _option(0, integer(0))
+    stop: int | None = _option(None, _or_none(integer(1)))
     layers: tuple[str, ...] | None = _option(None, _or_none(_patterns))
     layer_types: tuple[str, ...] | None = _option(None, _or_none(_names))
-    activations: bool = _option(True, _flag)
-    gradients: bool = _option(True, _flag)
-    weights: bool = _option(True, _flag)
-    profile_steps: int = _option(5, _integer(0))
-    profile_start: int = _option(20, _integer(0))
+    activations: bool = _option(True, flag)
+    gradients: bool = _option(True, flag)
+    weights: bool = _option(True, flag)
+    profile_steps: int = _option(5, integer(0))
+    profile_start: int = _option(20, integer(0))
     device_interval_s: float = _option(0.1, _interval)
-    dense_steps: int = _option(8, _integer(0))
-    tripwire: bool = _option(False, _flag)
+    dense_steps: int = _option(8, integer(0))
+    tripwire: bool = _option(False, flag)
     keep_batches_mib: float = _option(0.0, _size)
     run_size_mib: float = _option(1024.0, _size)
-    reference: bool = _option(False, _flag)
+    reference: bool = _option(False, flag)
     reference_budget: float = _option(0.01, _share)
-    live: bool = _option(False, _flag)
+    live: bool = _option(False, flag)
 
     def __post_init__(self) -> None:
         for item in fields(self):

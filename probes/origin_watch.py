@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from precscope.probes.sampling_loop import SampledStep, SamplingLoop
     from precscope.probes.tripwire import Tripped
 
-__all__ = ["OriginWatch", "owner_of", "place_of"]
+__all__ = ["OriginWatch", "origin_record"]
 
 #: So often sampling turns dense without further conditions; later, so that it stays below one step in a hundred.
 _FREE_EPISODES, _LATER_SHARE = 5, 0.01
@@ -132,27 +132,9 @@ class OriginWatch:
         self, found: FoundOrigin, step: int, records: ModelRecords | None = None, **known: Any
     ) -> OriginRecord:
         """Return the record of an origin in train step `step`; `records` saw it, by default those of the samples."""
-        place_in_epoch = self._loop.place_in_epoch(step) or (None, None)
-        layer, note = owner_of(found.layer)
-        fields = {"finite_step": self._finite_step} | known
-        fields["note"] = fields.get("note") or note
-        return OriginRecord(
-            index=0,
-            step=step,
-            cause=found.cause,
-            direction=found.direction,
-            layer=layer,
-            arrives_at=found.arrives_at,
-            place=place_of(records or self._records, found.layer),
-            epoch=place_in_epoch[0],
-            batch=place_in_epoch[1],
-            data_finite=found.data_finite,
-            bad_weights=found.bad_weights,
-            bad_updates=found.bad_updates,
-            last_step=step,
-            frames=found.frames,
-            **fields,
-        )
+        epoch, batch = self._loop.place_in_epoch(step) or (None, None)
+        fields = {"finite_step": self._finite_step, "epoch": epoch, "batch": batch} | known
+        return origin_record(found, step, records or self._records, **fields)
 
     def _described(self, found: FoundOrigin, sampled: SampledStep, reading: Reading) -> OriginRecord:
         by, noticed_step = self._notice or ("sample", sampled.step + 1)
@@ -193,7 +175,27 @@ class OriginWatch:
         return found.cause == "weights" or (known is not None and known.times >= _OFTEN)
 
 
-def place_of(records: ModelRecords, layer_id: str | None) -> str | None:
+def origin_record(found: FoundOrigin, step: int, records: ModelRecords, **known: Any) -> OriginRecord:
+    """Return the record of an origin that was found in train step `step`; `known` holds what else is known of it."""
+    layer, note = _owner_of(found.layer)
+    return OriginRecord(
+        index=0,
+        step=step,
+        cause=found.cause,
+        direction=found.direction,
+        layer=layer,
+        arrives_at=found.arrives_at,
+        place=_place_of(records, found.layer),
+        data_finite=found.data_finite,
+        bad_weights=found.bad_weights,
+        bad_updates=found.bad_updates,
+        last_step=step,
+        frames=found.frames,
+        **known | {"note": known.get("note") or note},
+    )
+
+
+def _place_of(records: ModelRecords, layer_id: str | None) -> str | None:
     """Return the user's line behind a layer: where it computes or is called, else the one that names it."""
     plan = None if layer_id is None else records.plan(layer_id)
     if plan is None or plan.place is not None:
@@ -212,10 +214,10 @@ def _is_finite(reading: Reading) -> bool:
 
 def _key(origin: FoundOrigin | OriginRecord) -> Hashable:
     """Return what makes two origins the same."""
-    return origin.cause, origin.direction, owner_of(origin.layer)[0], origin.arrives_at
+    return origin.cause, origin.direction, _owner_of(origin.layer)[0], origin.arrives_at
 
 
-def owner_of(layer_id: str | None) -> tuple[str | None, str | None]:
+def _owner_of(layer_id: str | None) -> tuple[str | None, str | None]:
     """Return the layer in whose call code between layers ran, and where in it; a layer stays what it is."""
     owner, code, before = (layer_id or "").rpartition("/(")
     return (owner, f"in its own code, {before[:-1]}") if code else (layer_id, None)

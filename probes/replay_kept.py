@@ -11,9 +11,8 @@ from precscope.entry_point import load_entry_point, where_it_failed
 from precscope.errors import PrecScopeError
 from precscope.kept_batches import TypedArray, kept_batches
 from precscope.origin import FoundOrigin, all_frames, find_origin
-from precscope.origin_records import OriginRecord
 from precscope.probes import keras_internals
-from precscope.probes.origin_watch import owner_of, place_of
+from precscope.probes.origin_watch import origin_record
 from precscope.probes.replay import Replay, set_weights
 from precscope.reader import open_run
 from precscope.replayed_step import ReplayedStep
@@ -65,7 +64,9 @@ def replay_kept(run_dir: str | os.PathLike[str], step: int | None, entry: str) -
         step=batch.step,
         loss=reading.loss,
         loss_scale=reading.loss_scale if scale is None else scale,
-        origin=None if found is None else _record(found, batch.step, scale, replay),
+        origin=None
+        if found is None
+        else origin_record(found, batch.step, replay.records, loss_scale=scale, noticed_by="replay"),
         frames=frames,
         origin_position=_position(frames, found),
         notes=notes,
@@ -136,26 +137,6 @@ def _tensors(tree: Any) -> Any:
         return tf.constant(leaf.array, leaf.dtype) if isinstance(leaf, TypedArray) else leaf
 
     return tf.nest.map_structure(tensor, tree)
-
-
-def _record(found: FoundOrigin, step: int, loss_scale: float | None, replay: Replay) -> OriginRecord:
-    layer, note = owner_of(found.layer)
-    return OriginRecord(
-        index=0,
-        step=step,
-        cause=found.cause,
-        direction=found.direction,
-        layer=layer,
-        arrives_at=found.arrives_at,
-        place=place_of(replay.records, found.layer),
-        loss_scale=loss_scale,
-        data_finite=found.data_finite,
-        bad_weights=found.bad_weights,
-        noticed_by="replay",
-        last_step=step,
-        note=note,
-        frames=found.frames,
-    )
 
 
 def _position(frames: tuple[Frame, ...], found: FoundOrigin | None) -> int | None:
