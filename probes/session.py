@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
-    from precscope.probes.recorder import Reading, Recorder
+    from precscope.probes.reading import Reading
+    from precscope.probes.recorder import Recorder
     from precscope.records import RunStatus
     from precscope.verification import Verification
 

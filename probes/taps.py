@@ -15,11 +15,13 @@ from precscope.probes import code_places
 from precscope.probes.internals.graphs import current_graph
 from precscope.probes.internals.layer_calls import set_instance_attribute, with_mask_of
 from precscope.probes.internals.layer_tree import has_named_layers
-from precscope.probes.recorder import Recorder, TensorKey
+from precscope.probes.reading import TensorKey
 from precscope.probes.tensor_sources import TensorSources, map_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from precscope.probes.recorder import Recorder
 
 __all__ = ["CodeBetween", "LayerTaps", "TapPlan", "is_read_by_losses", "plan_taps"]
 
