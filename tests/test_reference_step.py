@@ -331,7 +331,7 @@ def test_a_failing_reference_step_is_switched_off_and_told_once(tmp_path: Path, 
 def test_none_is_planned_unless_asked_for(tmp_path: Path):
     assert not Options().reference
     with precscope.profile(network(jit_compile=False), tmp_path / "run", **QUIET) as session:
-        assert session._extras.reference is None
+        assert session._parts.extras.reference is None
 
 
 def test_a_sequential_model_inside_another_takes_float32_as_well():
