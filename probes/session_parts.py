@@ -16,6 +16,7 @@ from precscope.probes.measurements import Measurements
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.model_taps import ModelTaps
 from precscope.probes.origin_watch import OriginWatch
+from precscope.probes.probed_step import StepProbes
 from precscope.probes.replica_notices import replica_notices
 from precscope.probes.sampled_steps import SampledSteps
 from precscope.probes.sampling_loop import SampledStep, SamplingLoop
@@ -49,7 +50,7 @@ class SessionParts:
         writer: Writes the run.
         replicas: The replicas that train.
         loop: Counts the steps, and samples those that are due.
-        taps: Makes the taps of each probed function.
+        probes: What is put on the train steps.
         samples: Takes each sampled step.
         health: Tells whether loss and weights are finite.
         loss_scale: Looks at the loss scale between samples.
@@ -90,9 +91,10 @@ class SessionParts:
             self.extras = session_extras(*watched, origins, writer.path, self.tell)
         if self.extras.tripwire is not None:
             self.loss_scale.before_look = self.extras.tripwire.look
-        self.taps = ModelTaps(model, optimizers, options, records, self.tell)
+        taps = ModelTaps(model, optimizers, options, records, self.tell)
+        self.probes = StepProbes(taps.make, self.extras.handout, self.extras.tripwire, replicas)
         written_by = (keeper, self.loss_scale, origins, self.extras, self.tell)
-        self.samples = SampledSteps(model, options.activations, loop, self.taps, *written_by)
+        self.samples = SampledSteps(model, options.activations, loop, taps, *written_by)
         self._measurements = Measurements(model, optimizers.leading, options, loop, keeper)
         self._live: LiveProcess | None = None
 
