@@ -220,23 +220,35 @@ class SamplingLoop:
             if "IteratorGetNext" in str(error) or type(error).__name__ == "OutOfRangeError":
                 raise
             return self._run_plain(error, plain, steps, count)
-        stepped_ns = self._clock_ns()
+        times_ns = (start_ns, self._clock_ns())
         self.steps_seen += steps if count else 0
-        is_dense = self.dense_left > 0
-        self.dense_left = max(self.dense_left - 1, 0)
         try:
-            reading = recorder.read()
-            read_ns = self._clock_ns()
-            sampled = SampledStep(first_step + steps - 1, reading, stepped_ns - start_ns, memory_bytes)
-            self._keep(sampled)
-            times_ns = (start_ns, stepped_ns, read_ns, self._clock_ns())
-            self._account(sampled.step, steps, (recorder.traces > traces, is_dense), times_ns)
-            self.after_sample(sampled)
+            self._read(recorder, first_step, steps, recorder.traces > traces, times_ns, memory_bytes)
         except Exception as error:  # the step itself is done
             self.switch_off()
             self._failed(error)
         self.open_window(first_step + steps)
         return result
+
+    def _read(
+        self,
+        recorder: Recorder,
+        first_step: int,
+        steps: int,
+        compiled: bool,
+        times_ns: tuple[int, int],
+        memory_bytes: tuple[int, int] | None,
+    ) -> None:
+        """Read and keep what the steps that just ran gave, and note what that cost."""
+        start_ns, stepped_ns = times_ns
+        is_dense = self.dense_left > 0
+        self.dense_left = max(self.dense_left - 1, 0)
+        reading = recorder.read()
+        read_ns = self._clock_ns()
+        sampled = SampledStep(first_step + steps - 1, reading, stepped_ns - start_ns, memory_bytes)
+        self._keep(sampled)
+        self._account(sampled.step, steps, (compiled, is_dense), (start_ns, stepped_ns, read_ns, self._clock_ns()))
+        self.after_sample(sampled)
 
     def _run_plain(self, error: Exception, plain: Callable[[], Any], steps: int, count: bool) -> Any:
         """Go on without probes after `error`; if it is the training's own, the plain step raises it."""

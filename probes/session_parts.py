@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from precscope.error_text import error_in_a_line
 from precscope.probes.environment import describe_run
 from precscope.probes.health import Health
 from precscope.probes.internals.distribution import replicas_of
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from precscope.records import RunStatus
 
 __all__ = ["SessionParts"]
-
-_TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*m")  # Keras prints its errors in bold
 
 
 class SessionParts:
@@ -122,7 +120,7 @@ class SessionParts:
             if self.extras.reference is not None and status == "finished":
                 self.extras.reference.at_end()
         except Exception as failure:  # a device that is gone, say: the training's own exception must go on
-            self.tell("warning", f"how the run ended could not be recorded: {type(failure).__name__}: {failure}")
+            self.tell("warning", f"how the run ended could not be recorded: {error_in_a_line(failure)}")
         finally:
             self._measurements.close()
             self._keeper.close(status, reason, self.loop.costs.records())
@@ -143,10 +141,9 @@ class SessionParts:
         self.samples.keep(sampled)
 
     def _probe_failed(self, error: Exception) -> None:
-        words = " ".join(_TERMINAL_CODES.sub("", str(error)).split())
         self.tell(
             "error",
-            f"the probed step failed and is switched off: {type(error).__name__}: {words[:500]} "
+            f"the probed step failed and is switched off: {error_in_a_line(error, 500)} "
             "The training goes on without probes; the batch at hand may have been passed over.",
         )
 
