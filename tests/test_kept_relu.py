@@ -11,7 +11,8 @@ import pytest
 import tensorflow as tf
 
 from precscope.probes.kept_relu import kept_relu
-from precscope.probes.recorder import Recorder, TensorKey
+from precscope.probes.reading import TensorKey
+from precscope.probes.recorder import Recorder
 
 ACTIVATIONS = {"relu": keras.activations.relu, "relu6": keras.activations.relu6}
 W1, W2 = (tf.random.stateless_normal([64, 64], [n, 1]) for n in (1, 2))
