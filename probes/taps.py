@@ -13,6 +13,7 @@ from precscope.origin_records import DATA_ID
 from precscope.probes import code_places
 from precscope.probes.internals.graphs import current_graph
 from precscope.probes.internals.layer_calls import set_instance_attribute, with_mask_of
+from precscope.probes.kept_relu import kept_relu
 from precscope.probes.reading import TensorKey
 from precscope.probes.tap_plan import CodeBetween, TapPlan
 from precscope.probes.tensor_sources import TensorSources, is_float_tensor, map_named
@@ -64,6 +65,7 @@ class LayerTaps:
     def installed(self) -> Iterator[None]:
         """Shadow `call` of every layer for as long as the context lasts."""
         with ExitStack() as stack:
+            stack.enter_context(kept_relu(self._recorder))
             for plan in self.plans.values():
                 call = self._tapped(plan, plan.layer.call)
                 stack.callback(set_instance_attribute(plan.layer, "call", call))

@@ -31,6 +31,7 @@ _HANDING_ON = frozenset(
             "Transpose",
         ),
         "Unpack",
+        "XlaOptimizationBarrier",
     )
 )
 _MOST_OPS = 300
