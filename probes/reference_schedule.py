@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from precscope.error_text import error_in_a_line
+from precscope.error_text import error_in_a_line, failure_in_a_line
 from precscope.probes.internals import optimizers
 from precscope.probes.internals.optimizers import growth_counter
 from precscope.probes.model_records import ModelRecords
@@ -116,8 +116,8 @@ class ReferenceSchedule:
             )
         except Exception as error:  # a reference step is never worth a training run
             self._switch_off(
-                f"the reference step failed and is switched off: {error_in_a_line(error, 400)} The training goes on; "
-                "nothing was changed."
+                f"the reference step failed and is switched off: {failure_in_a_line(error, 400)}. The training goes "
+                "on; nothing was changed."
             )
 
     def _reason_against(self) -> str | None:

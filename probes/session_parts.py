@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from precscope.error_text import error_in_a_line
+from precscope.error_text import failure_in_a_line
 from precscope.probes.environment import describe_run
 from precscope.probes.health import Health
 from precscope.probes.internals.distribution import replicas_of
@@ -120,7 +120,7 @@ class SessionParts:
             if self.extras.reference is not None and status == "finished":
                 self.extras.reference.at_end()
         except Exception as failure:  # a device that is gone, say: the training's own exception must go on
-            self.tell("warning", f"how the run ended could not be recorded: {error_in_a_line(failure)}")
+            self.tell("warning", f"how the run ended could not be recorded: {failure_in_a_line(failure)}")
         finally:
             self._measurements.close()
             self._keeper.close(status, reason, self.loop.costs.records())
@@ -143,7 +143,7 @@ class SessionParts:
     def _probe_failed(self, error: Exception) -> None:
         self.tell(
             "error",
-            f"the probed step failed and is switched off: {error_in_a_line(error, 500)} "
+            f"the probed step failed and is switched off: {failure_in_a_line(error, 500)}. "
             "The training goes on without probes; the batch at hand may have been passed over.",
         )
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from precscope.error_text import error_in_a_line
+from precscope.error_text import failure_in_a_line
 from precscope.run_names import next_run_directory
 
 if TYPE_CHECKING:
@@ -193,7 +193,7 @@ class TrainingWatch:
     # What the user reads.
 
     def _tell_of(self, model: Any, error: Exception) -> None:
-        self._tell(f"model {getattr(model, 'name', '?')!r} trains without us: {error_in_a_line(error)}")
+        self._tell(f"model {getattr(model, 'name', '?')!r} trains without us: {failure_in_a_line(error)}")
 
     def _tell(self, message: str) -> None:
         """Say something once, past what the program does with warnings and its own output."""

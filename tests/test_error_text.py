@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+from typing import Any
+
 import pytest
 
-from precscope.error_text import error_in_a_line
+from precscope.error_text import error_in_a_line, failure_in_a_line, where_it_failed
+from precscope.errors import OptionsError
+from precscope.json_text import json_text
+from precscope.options import resolve_options
 
 
 @pytest.mark.parametrize(
@@ -19,3 +26,21 @@ from precscope.error_text import error_in_a_line
 )
 def test_an_exception_is_one_line(error: BaseException, most: int | None, text: str) -> None:
     assert error_in_a_line(error, most) == text
+
+
+@dataclass
+class Holder:
+    value: Any
+
+
+def test_a_failure_names_the_line_of_precscope_that_it_passed() -> None:
+    with pytest.raises(TypeError) as caught:
+        json_text("x", 1, Holder(object()))  # passes a line of PrecScope's, and is raised in the standard library
+    assert re.fullmatch(r"TypeError: Objec \(json_text\.py:\d+\)", failure_in_a_line(caught.value, 5))
+    with pytest.raises(OptionsError) as told:
+        resolve_options(None, every="often")
+    assert failure_in_a_line(told.value) == error_in_a_line(told.value)
+    with pytest.raises(ZeroDivisionError) as of_the_user:
+        _ = 1 / 0
+    assert failure_in_a_line(of_the_user.value) == "ZeroDivisionError: division by zero"
+    assert "(test_error_text.py:" in where_it_failed(of_the_user.value)
