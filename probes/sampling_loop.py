@@ -65,7 +65,8 @@ class SamplingLoop:
         sampler: Chooses the next step.
         wait_for_device: Returns when the device has finished all that was queued.
         keep: Called with each sampled step; writes it.
-        failed: Called with the exception of a probed step that failed; probes stay off from then on.
+        failed: Called with the exception of a probed step that failed, and whether the step itself was done by then;
+            probes stay off from then on.
         clock_ns: A monotonic clock.
 
     Attributes:
@@ -91,7 +92,7 @@ class SamplingLoop:
         sampler: Sampler,
         wait_for_device: Callable[[], None],
         keep: Callable[[SampledStep], None],
-        failed: Callable[[Exception], None],
+        failed: Callable[[Exception, bool], None],
         clock_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self.steps_seen = 0
@@ -224,9 +225,9 @@ class SamplingLoop:
         self.steps_seen += steps if count else 0
         try:
             self._read(recorder, first_step, steps, recorder.traces > traces, times_ns, memory_bytes)
-        except Exception as error:  # the step itself is done
+        except Exception as error:
             self.switch_off()
-            self._failed(error)
+            self._failed(error, True)
         self.open_window(first_step + steps)
         return result
 
@@ -253,7 +254,7 @@ class SamplingLoop:
     def _run_plain(self, error: Exception, plain: Callable[[], Any], steps: int, count: bool) -> Any:
         """Go on without probes after `error`; if it is the training's own, the plain step raises it."""
         self.switch_off()
-        self._failed(error)
+        self._failed(error, False)
         first_step = self.steps_seen
         result = plain()
         self.steps_seen += steps if count else 0

@@ -140,11 +140,12 @@ class SessionParts:
     def _keep(self, sampled: SampledStep) -> None:
         self.samples.keep(sampled)
 
-    def _probe_failed(self, error: Exception) -> None:
+    def _probe_failed(self, error: Exception, was_done: bool) -> None:
+        lost = "what this step recorded is lost" if was_done else "the batch at hand may have been passed over"
         self.tell(
             "error",
-            f"the probed step failed and is switched off: {failure_in_a_line(error, 500)}. "
-            "The training goes on without probes; the batch at hand may have been passed over.",
+            f"the probed step failed and is switched off: {failure_in_a_line(error, 500)}. The training goes on "
+            f"without probes; {lost}.",
         )
 
     def _stop_recording(self) -> None:

@@ -300,11 +300,16 @@ def test_a_function_traced_before_is_told_and_stays_clean(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "part",
-    ["recorder.Recorder.record", "recorder.Recorder.read", "probed_step.probed_step", "keeper.Keeper.keep_sample"],
+    ("part", "lost"),
+    [
+        ("recorder.Recorder.record", "batch at hand may"),
+        ("recorder.Recorder.read", "this step recorded is lost"),
+        ("probed_step.probed_step", "batch at hand may"),
+        ("keeper.Keeper.keep_sample", "this step recorded is lost"),
+    ],
 )
 def test_a_failing_probe_is_switched_off_and_the_training_goes_on(
-    tmp_path: Path, untouched: Watched, monkeypatch: pytest.MonkeyPatch, part: str
+    tmp_path: Path, untouched: Watched, monkeypatch: pytest.MonkeyPatch, part: str, lost: str
 ) -> None:
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("the probe is broken on purpose")
@@ -318,6 +323,7 @@ def test_a_failing_probe_is_switched_off_and_the_training_goes_on(
     assert run.status == "finished"
     assert run.samples == ()
     assert "switched off" in run.notices[0].message
+    assert lost in run.notices[0].message
     assert int(model.optimizer.iterations.numpy()) + (run.loss_scales[-1].steps_skipped or 0) == 12
 
 
@@ -396,7 +402,7 @@ def test_the_budget_spaces_the_samples() -> None:
     sampled: list[Any] = []
     clock, recorder = Clock(), cast("Any", Recorder())
     loop = sampling_loop.SamplingLoop(
-        Sampler(Options(overhead_budget=0.02)), lambda: None, sampled.append, lambda error: None, clock
+        Sampler(Options(overhead_budget=0.02)), lambda: None, sampled.append, lambda error, was_done: None, clock
     )
 
     def step(milliseconds: int) -> None:
