@@ -1,7 +1,8 @@
 """The loss scale, the optimizer's counters and whether values are finite, looked at now and then between steps.
 
 Reading a variable waits until the device has done all that was queued, so a look is rare: the gaps double from one
-step on, until looks are half a second apart, and grow with the training's length up to half a minute. Keras' counter of
+step on, until looks are a hundred steps apart (but at least half a second, at most five), and grow with the training's
+length up to half a minute. Keras' counter of
 steps since the scale last moved tells afterwards at which step that was (`precscope.loss_scale_history`).
 """
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["LossScalePoll", "PollSchedule"]
 
 _SHORTEST_NS, _LONGEST_NS = 500_000_000, 30_000_000_000
+# A look leaves the device idle until the next step is launched: up to a step where launching takes as long as running.
+_STEPS_APART, _STEPS_APART_NS = 100, 5_000_000_000
 _SHARE_OF_TRAINING = 0.01  # an interval's, so that an hour of training is looked at some hundred times
 #: Skipped steps in a row after which the training is told that it learns nothing. A search from 2**15 down to 1 takes
 #: fifteen.
@@ -50,8 +53,9 @@ class PollSchedule:
         if self._start_ns is None:
             self._start_ns = now_ns
         elif step > last_step:
-            interval_ns = min(max(_SHARE_OF_TRAINING * (now_ns - self._start_ns), _SHORTEST_NS), _LONGEST_NS)
             step_ns = max((now_ns - last_ns) / (step - last_step), 1.0)
+            shortest_ns = max(min(_STEPS_APART * step_ns, _STEPS_APART_NS), _SHORTEST_NS)
+            interval_ns = min(max(_SHARE_OF_TRAINING * (now_ns - self._start_ns), shortest_ns), _LONGEST_NS)
             self._gap = max(1, min(2 * self._gap, int(interval_ns / step_ns)))
         self._last = (step, now_ns)
         self.next_step = step + self._gap
