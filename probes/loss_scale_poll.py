@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from precscope.error_text import failure_in_a_line
 from precscope.probes.internals.optimizers import growth_counter, is_dynamic, loss_scale, update_counter
 from precscope.probes.sampling_loop import NEVER
 from precscope.records import LossScaleRecord
@@ -179,7 +180,7 @@ class LossScalePoll:
             self._looked(self._loop.steps_seen, start_ns)
         except Exception as error:  # a poll is never worth a training run
             self.switch_off()
-            self._tell(f"the loss scale can no longer be followed: {type(error).__name__}: {error}")
+            self._tell(f"the loss scale can no longer be followed: {failure_in_a_line(error)}")
 
     def _raise_alarm(self, scale: float | None, seen: int, applied: int) -> None:
         """Tell while there is time: a scale that has fallen to 0 turns the weights into NaN."""

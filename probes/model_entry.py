@@ -7,7 +7,8 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from precscope.entry_point import load_entry_point, where_it_failed
+from precscope.entry_point import load_entry_point
+from precscope.error_text import where_it_failed
 from precscope.errors import PrecScopeError
 
 __all__ = ["build_model"]
