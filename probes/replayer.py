@@ -79,11 +79,14 @@ class Replayer:
     Attributes:
         unflipped: Why layers did not follow a policy that was set, by id.
         skipped: Steps of batches that cannot be compared, for they are not finite in float32 either.
+        traces: How often the step was traced.
+        tracing_s: How long that took, in seconds.
     """
 
     def __init__(self, model: Any, optimizer: Any, step: Callable[..., Any] | None = None) -> None:
         self.unflipped: dict[str, str] = {}
         self.skipped: list[int] = []
+        self.traces, self.tracing_s = 0, 0.0
         self._model = model
         self._optimizer = optimizer
         self._step = step
@@ -148,9 +151,9 @@ class Replayer:
         times_ms: dict[str, list[float]] = {name: [] for name in settings}
         peaks = dict.fromkeys(settings, 0)
         memory = AllocatorMemory("GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0")
+        for policies in settings.values():
+            self._run(self._step_for(policies), batch, scale)
         with self._weights_of(batch):
-            for policies in settings.values():
-                self._step_for(policies).run(*batch.args, loss_scale=scale, **batch.kwargs)
             began_s = time.perf_counter()
             for done in range(_MOST_PASSES):
                 if done >= _LEAST_PASSES and time.perf_counter() - began_s > _LONGEST_S:
@@ -189,8 +192,12 @@ class Replayer:
         )
 
     def _run(self, step: ShadowStep, batch: ReplayBatch, scale: float) -> ShadowResult:
+        traces, trace_time_ns = step.traces, step.trace_time_ns
         with self._weights_of(batch):
-            return step.run(*batch.args, loss_scale=scale, **batch.kwargs)
+            result = step.run(*batch.args, loss_scale=scale, **batch.kwargs)
+        self.traces += step.traces - traces
+        self.tracing_s += (step.trace_time_ns - trace_time_ns) / 1e9
+        return result
 
     def _step_for(self, policies: Mapping[str, str]) -> ShadowStep:
         key = _key(policies)

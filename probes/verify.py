@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -28,7 +29,7 @@ from precscope.replay import Criterion, JudgedScales, Measured, scales_to_judge
 from precscope.verification import Verification
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from precscope.advice.finding import Finding
     from precscope.probes.replay_batches import ReplayData
@@ -71,29 +72,48 @@ def verify_model(
         PolicyError: The model is not the run's.
         PrecScopeError: There are no batches, or nothing to compare them with.
     """
-    evidence = Evidence(run)
-    findings = analyze(evidence)
-    proposal = propose_policy(evidence, findings)
-    optimizer = _usable(model, optimizer)
-    setup = _Setup(model, proposal, findings, evidence)
-    data = batches_of_run(run, model, dataset, most_batches, of_custom_loop=step is not None)
+    took = _Stopwatch()
+    with took.part("findings and batches"):
+        evidence = Evidence(run)
+        findings = analyze(evidence)
+        proposal = propose_policy(evidence, findings)
+        optimizer = _usable(model, optimizer)
+        setup = _Setup(model, proposal, findings, evidence)
+        data = batches_of_run(run, model, dataset, most_batches, of_custom_loop=step is not None)
     criterion = criterion or Criterion.for_policy(proposal.default)
     replayer = Replayer(model, optimizer, step)
-    setup.set_reference(replayer, data)
+    with took.part("float32"):
+        setup.set_reference(replayer, data)
     scales = _scales(evidence, proposal.optimizer)
-    before = replayer.measure(setup.as_trained(), _scales_as_trained(evidence, scales), criterion)
+    with took.part("as trained"):
+        before = replayer.measure(setup.as_trained(), _scales_as_trained(evidence, scales), criterion)
 
     def test(names: frozenset[str]) -> Measured:
         return replayer.measure(setup.policies(names), scales, criterion)
 
-    result = smallest_set(test, setup.suspects, setup.others, most_tests=most_tests, report=report)
+    with took.part("search"):
+        result = smallest_set(test, setup.suspects, setup.others, most_tests=most_tests, report=report)
     setup.note_unflipped(replayer)
     bfloat16 = None
     if proposal.default == "mixed_float16" and result.names != ():
-        bfloat16 = replayer.measure(
-            setup.in_bfloat16(), scales_to_judge(None, None), Criterion.for_policy("mixed_bfloat16")
-        )
-    return _verification(setup, replayer, result, (before, bfloat16), scales, data, criterion)
+        with took.part("bfloat16"):
+            bfloat16 = replayer.measure(
+                setup.in_bfloat16(), scales_to_judge(None, None), Criterion.for_policy("mixed_bfloat16")
+            )
+    return _verification(setup, replayer, result, (before, bfloat16), scales, data, criterion, took)
+
+
+@dataclass
+class _Stopwatch:
+    """How long each part of a proof took, in seconds."""
+
+    parts_s: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        began_s = time.perf_counter()
+        yield
+        self.parts_s[name] = time.perf_counter() - began_s
 
 
 @dataclass
@@ -235,6 +255,7 @@ def _verification(
     scales: JudgedScales,
     data: ReplayData,
     criterion: Criterion,
+    took: _Stopwatch,
 ) -> Verification:
     proven = result.names is not None
     pins = result.names if result.names is not None else setup.suspects
@@ -245,7 +266,8 @@ def _verification(
     }
     without = {pin: setup.policies(frozenset(pins) - {pin}) for pin in pins[:_MOST_PRICED]}
     every = settings | {f"without {pin}": policies for pin, policies in without.items()}
-    prices, passes = replayer.price(every, scales.judged[0])
+    with took.part("pricing"):
+        prices, passes = replayer.price(every, scales.judged[0])
     return Verification(
         proven=proven,
         is_minimal=result.is_minimal,
@@ -265,6 +287,9 @@ def _verification(
         timed_passes=passes,
         device=_device(),
         unix_s=time.time(),
+        took_s=took.parts_s,
+        traces=replayer.traces,
+        tracing_s=replayer.tracing_s,
     )
 
 
