@@ -129,6 +129,7 @@ def versions() -> str:
 @click.option("--batch", "batch_size", default=128, show_default=True, help="Images in a batch.")
 @click.option("--most-batches", default=3, show_default=True, help="Batches to replay.")
 @click.option("--most-sets", default=60, show_default=True, help="Sets of layers to try at most.")
+@click.option("--most-minutes", type=float, help="Try no further set after so many minutes.")
 @click.option("--xla/--no-xla", default=True, show_default=True, help="Whether XLA compiles the training.")
 @click.option("--small", is_flag=True, help="32x32, batch 4: a rehearsal.")
 @click.option("--out", type=click.Path(path_type=Path), help="Append the record to this file of JSON lines.")
@@ -139,15 +140,19 @@ def main(
     batch_size: int,
     most_batches: int,
     most_sets: int,
+    most_minutes: float | None,
     xla: bool,
     small: bool,
     out: Path | None,
 ) -> None:
     """Measure the proof of ResNet-50."""
     batch_size, side = (4, 32) if small else (batch_size, 224)
-    record = measure(
-        fault, policy, steps, batch_size, side, xla, {"most_batches": most_batches, "most_tests": most_sets}
-    )
+    options = {
+        "most_batches": most_batches,
+        "most_tests": most_sets,
+        "most_s": None if most_minutes is None else 60 * most_minutes,
+    }
+    record = measure(fault, policy, steps, batch_size, side, xla, options)
     if out is not None:
         with out.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")

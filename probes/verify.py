@@ -50,6 +50,7 @@ def verify_model(
     dataset: Any = None,
     most_batches: int = 3,
     most_tests: int = 60,
+    most_s: float | None = None,
     criterion: Criterion | None = None,
     report: Callable[[int, int], None] = lambda done, left: None,
 ) -> Verification:
@@ -65,6 +66,7 @@ def verify_model(
         dataset: A tf.data.Dataset to take batches from where the run kept none.
         most_batches: So many batches are replayed at most: among them those whose step was skipped.
         most_tests: So many sets of layers are tried at most.
+        most_s: After so many seconds no further set is tried; None for no limit.
         criterion: What a replay has to show; by default `Criterion.for_policy` of the run's default policy.
         report: Called before each set with the number of those tried and of those left at most.
 
@@ -86,13 +88,23 @@ def verify_model(
         setup.set_reference(replayer, data)
     scales = _scales(evidence, proposal.optimizer)
     with took.part("as trained"):
-        before = replayer.measure(setup.as_trained(), _scales_as_trained(evidence, scales), criterion)
+        as_trained = setup.as_trained(), _scales_as_trained(evidence, scales)
+        before = replayer.measure(*as_trained, criterion)
 
     def test(names: frozenset[str]) -> Measured:
-        return replayer.measure(setup.policies(names), scales, criterion)
+        if not names and as_trained == (setup.policies(names), scales):
+            return before
+        return replayer.measure_until_failure(setup.policies(names), scales, criterion)
 
     with took.part("search"):
-        result = smallest_set(test, setup.suspects, setup.others, most_tests=most_tests, report=report)
+        result = smallest_set(
+            test,
+            setup.suspects,
+            setup.others,
+            most_tests=most_tests,
+            report=report,
+            is_over=lambda: most_s is not None and took.since_begin_s() > most_s,
+        )
     setup.note_unflipped(replayer)
     bfloat16 = None
     if proposal.default == "mixed_float16" and result.names != ():
@@ -108,6 +120,11 @@ class _Stopwatch:
     """How long each part of a proof took, in seconds."""
 
     parts_s: dict[str, float] = field(default_factory=dict)
+    _began_s: float = field(default_factory=time.perf_counter)
+
+    def since_begin_s(self) -> float:
+        """Return the seconds since it was made."""
+        return time.perf_counter() - self._began_s
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -134,6 +151,7 @@ class _Setup:
         unpinned = replace(self.proposal, pins=())
         self._here = {MODEL: MODEL, **match_layers(unpinned, classes)}
         self._base = wanted_policies(self.model, unpinned)[0]
+        self.in_float32: Mapping[str, str] = {}
         self.left_out: dict[str, str] = {}
         with layer_policies(self.model, self._base):
             self.suspects = self._tryable(suspected_layers(self.findings))
@@ -162,6 +180,7 @@ class _Setup:
             known = set(replayer.unflipped)
             try:
                 replayer.set_reference(data.batches, policies)
+                self.in_float32 = policies
                 break
             except PrecScopeError as error:
                 raise self._with_what_stays(error, replayer) from None
@@ -262,7 +281,7 @@ def _verification(
     settings: dict[str, Mapping[str, str]] = {
         "plain": setup.policies(frozenset()),
         "policy": setup.policies(frozenset(pins)),
-        "float32": setup.policies(frozenset((*setup.suspects, *setup.others))),
+        "float32": setup.in_float32,
     }
     without = {pin: setup.policies(frozenset(pins) - {pin}) for pin in pins[:_MOST_PRICED]}
     every = settings | {f"without {pin}": policies for pin, policies in without.items()}

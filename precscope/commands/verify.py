@@ -24,9 +24,16 @@ _NOT_PROVEN = 1
 @click.option(
     "--most-sets", type=click.IntRange(min=1), default=60, show_default=True, help="Try at most so many sets."
 )
+@click.option("--most-minutes", type=click.FloatRange(min=0), help="Try no further set after so many minutes.")
 @click.pass_context
 def verify(
-    context: click.Context, run_dir: Path, entry: str, weights: Path | None, batches: int, most_sets: int
+    context: click.Context,
+    run_dir: Path,
+    entry: str,
+    weights: Path | None,
+    batches: int,
+    most_sets: int,
+    most_minutes: float | None,
 ) -> None:
     """Prove by replay which layers of the run in RUN_DIR have to stay in float32, and price them.
 
@@ -47,8 +54,13 @@ def verify(
     from precscope.probes.verify_session import POLICY_FILE, verify_entry
     from precscope.reports.terminal_proof import print_proof
 
+    options = {
+        "most_batches": batches,
+        "most_tests": most_sets,
+        "most_s": None if most_minutes is None else 60 * most_minutes,
+    }
     with _progress_bar() as report:
-        verification = verify_entry(entry, run.path, weights, most_batches=batches, most_tests=most_sets, report=report)
+        verification = verify_entry(entry, run.path, weights, report=report, **options)
     print_proof(verification)
     click.echo(f"\nThe policy is in {run.path / POLICY_FILE}. Apply it: precscope.apply_policy(model, FILE)")
     if not verification.proven:
