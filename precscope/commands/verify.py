@@ -40,7 +40,8 @@ def verify(
     Batches that the run kept (precscope.profile(..., keep_batches_mib=64)) go forward and backward, without an update,
     in float32, in plain mixed precision and with the layers in float32 that the findings name. The set grows while it
     fails and shrinks while it passes. FUNCTION takes no arguments and returns the compiled Keras model, or that and a
-    tf.data.Dataset of batches for a run that kept none; a file may be named instead of a module: train.py:build.
+    tf.data.Dataset of batches for a run that kept none, or of a custom loop the model, its optimizer and the step
+    function; a file may be named instead of a module: train.py:build.
 
     The outcome goes into the run directory, where report, policy and the page find it. Exit code 1 where nothing was
     proven. See docs/verify.md.
