@@ -191,9 +191,10 @@ class Session:
         is written into the run directory, with `policy.yaml`.
 
         Args:
-            **options: `most_batches` to replay (3), `most_tests` sets of layers to try (60), a `dataset` to take
-                batches from where none were kept, a `criterion` (`precscope.replay.Criterion`), and `report`, which is
-                called before each set with the number of sets tried and of those left at most.
+            **options: `most_batches` to replay (3), `most_tests` sets of layers to try (60), `most_s` after which no
+                further set is tried (no limit), a `dataset` to take batches from where none were kept, a `criterion`
+                (`precscope.replay.Criterion`), and `report`, which is called before each set with the number of sets
+                tried and of those left at most.
 
         Raises:
             SessionError: The session has not begun.
