@@ -47,7 +47,7 @@ def _outcome(path: Path) -> str:
 
         run = open_run(path)
         evidence = Evidence(run, None)
-        last = max((record.step for record in (*run.samples, *run.loss_scales)), default=0)
+        last = max((*(sample.step for sample in run.samples), *(look.step for look in run.loss_scales)), default=0)
         steps = f", {counted(last, 'step')}" if last else ""
         ended = "" if run.status == "finished" else f", {run.status}"
         return f"{steps}{ended}: {give_verdict(evidence, analyze(evidence)).sentence}"

@@ -25,7 +25,7 @@ class OwnLoopWatch:
         is_known: Tells whether what trains at the moment is recorded, or known not to be.
 
     Attributes:
-        place: Where the loop updates its weights, as "train.py:12: optimizer.apply(...)"; None where there was none.
+        place: Where the loop updates its weights, as "train.py:12"; None where there is no such loop.
     """
 
     def __init__(self, keras: Any, is_known: Callable[[], bool]) -> None:
@@ -54,7 +54,7 @@ class OwnLoopWatch:
     def _look(self) -> None:
         if self.place is not None or self._is_known():
             return
-        self.place = "optimizer.apply"
+        self.place = "a call of optimizer.apply"
         self.close()
         with suppress(Exception):  # no more than a line in a message, and the training must go on
             from precscope.probes import keras_internals
@@ -62,14 +62,14 @@ class OwnLoopWatch:
 
             frame = innermost_own_frame(keras_internals.stack())
             if frame is not None:
-                self.place = place_of_frame(frame)
+                self.place = place_of_frame(frame).partition(": ")[0]
 
     def advice(self) -> str | None:
         """Return what to tell the user at the end; None where there is no such loop."""
         if self.place is None:
             return None
         return (
-            f"a training loop of the program's own was not recorded ({self.place}).\n"
+            f"a training loop of the program's own, at {self.place}, was not recorded.\n"
             "  It has to say what its step is (docs/run_scripts.md):\n"
             '    with precscope.profile(model, "runs/loop", optimizer=optimizer) as session:\n'
             "        train_step = session.instrument(train_step)\n"

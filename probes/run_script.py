@@ -80,7 +80,7 @@ def find_program(name: str, arguments: Sequence[str], is_module: bool) -> Progra
     return Program(name, arguments, is_module)
 
 
-def run_program(program: Program, base: Path, options: Options) -> None:
+def run_program(program: Program, base: Path, options: Options, policy: str | None = None) -> None:
     """Run a program as `__main__` of this process, and say at its end where the runs of its trainings are.
 
     `sys.argv`, `sys.path` and `__main__` stay the program's: its threads and exit handlers run after this.
@@ -89,6 +89,7 @@ def run_program(program: Program, base: Path, options: Options) -> None:
         program: What to run.
         base: The directory under which the runs go.
         options: The sessions' options.
+        policy: Keras' global dtype policy when the program has imported Keras; it may set another. None leaves it.
 
     Raises:
         BaseException: Whatever the program raises, SystemExit among it. Where nobody catches it, the interpreter
@@ -98,7 +99,13 @@ def run_program(program: Program, base: Path, options: Options) -> None:
     if not sys.flags.safe_path:
         sys.path[:1] = [program.import_folder]
     watch = TrainingWatch(base, options)
-    hook = _KerasImport(watch.install)
+
+    def begin(keras: Any) -> None:
+        if policy is not None:
+            keras.config.set_dtype_policy(policy)
+        watch.install(keras)
+
+    hook = _KerasImport(begin)
     error: BaseException | None = None
     try:
         code, namespace = _loaded(program)

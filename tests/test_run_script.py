@@ -156,6 +156,7 @@ def test_signals_reach_the_script(folder: Path) -> None:
         (["--set", "every", "x.py"], "--set expects NAME=VALUE"),
         (["--set", "every=[", "x.py"], "the value is no YAML"),
         (["--options", "nowhere.yaml", "x.py"], "The options file 'nowhere.yaml' cannot be read"),
+        (["--policy", "float8", "x.py"], "'float8' is not one of 'float32', 'mixed_float16', 'mixed_bfloat16'"),
         (["--dir", "s3://bucket/runs", __file__], "is a URL; expected a local path"),
         ([], "Missing argument 'SCRIPT'"),
     ],
@@ -279,7 +280,7 @@ for _ in range(12):
     first.train_on_batch(x[:32], y[:32])
 if sys.argv[1:] == ["cut"]:
     second.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[Cut()])
-print("fit" in vars(keras.Model))
+print("fit" in vars(keras.Model), keras.config.dtype_policy().name)
 """
 
 
@@ -293,10 +294,11 @@ def test_trainings_are_recorded_and_a_script_that_is_cut_off_leaves_runs(folder:
     run = open_run(folder / "runs" / "first-1")
     assert run.record.status == "finished"
     assert {sample.step for sample in run.samples} >= {3, 6, 15, 18, 27}  # 16 steps by fit, 12 by train_on_batch
-    assert done.stdout == "True\n"
+    assert done.stdout == "True float32\n"
 
-    cut = python(folder, *PRECSCOPE, *ours, "cut")
+    cut = python(folder, *PRECSCOPE, "--policy", "mixed_bfloat16", *ours, "cut")
     assert (cut.returncode, cut.stdout) == (9, "")
     run = open_run(folder / "runs" / "second-1")
+    assert {layer.policy for layer in run.layers if layer.type == "Dense"} == {"mixed_bfloat16"}
     assert run.status == "killed"
     assert [sample.step for sample in run.samples][:3] == [1, 3, 6]

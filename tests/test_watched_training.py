@@ -252,8 +252,8 @@ def test_a_loop_of_the_programs_own_is_told_at_the_end(
     watch.summarize()
     told = capsys.readouterr().err
     assert told.startswith("precscope: 1 run was recorded. Read it:\n")
-    assert "\nprecscope: a training loop of the program's own was not recorded (test_watched_training.py:" in told
-    assert "net.optimizer.apply(tape.gradient(" in told
+    line = update.__code__.co_firstlineno + 4
+    assert f"\nprecscope: a training loop of the program's own, at test_watched_training.py:{line}, was not rec" in told
     assert "session.instrument(train_step)" in told
 
 
@@ -263,7 +263,7 @@ def test_a_program_that_only_has_a_loop_of_its_own_is_not_told_that_nothing_trai
     update(model())
     watch.summarize()
     told = capsys.readouterr().err
-    assert told.startswith("precscope: a training loop of the program's own was not recorded")
+    assert told.startswith("precscope: a training loop of the program's own, at test_watched_training.py:")
     assert told.count("precscope:") == 1
 
 

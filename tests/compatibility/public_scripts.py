@@ -40,7 +40,7 @@ def main() -> int:
     make_data(work / "keras_home")
     jobs = [(script.absolute(), policy) for policy in options.policy or ["float32"] for script in options.scripts]
     with ThreadPoolExecutor(options.jobs) as pool:
-        for record in pool.map(lambda job: _tried(*job, work, options), jobs):
+        for record in pool.map(lambda job: _tried(job[0], job[1], work, options), jobs):
             text = json.dumps(record)
             print(text, flush=True)
             if options.results:

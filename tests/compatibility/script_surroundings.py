@@ -39,10 +39,8 @@ def make_data(home: Path) -> None:
     for name, images, labels in (("train", x_train, y_train), ("t10k", x_test, y_test)):
         _write_idx(datasets / "fashion-mnist" / f"{name}-images-idx3-ubyte.gz", images)
         _write_idx(datasets / "fashion-mnist" / f"{name}-labels-idx1-ubyte.gz", labels)
-    reviews: dict[str, np.ndarray] = {}
-    for part in ("train", "test"):
-        reviews[f"x_{part}"], reviews[f"y_{part}"] = _reviews(rng)
-    np.savez(datasets / "imdb.npz", **reviews)
+    (x_train, y_train), (x_test, y_test) = (_reviews(rng) for _ in range(2))
+    np.savez(datasets / "imdb.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
 
 
 def _digits(rng: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
