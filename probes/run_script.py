@@ -115,14 +115,15 @@ def run_program(program: Program, base: Path, options: Options, policy: str | No
         exec(code, vars(main))
     except BaseException as raised:
         error = raised
-        if not isinstance(raised, SystemExit):
-            _when_printed(watch.summarize)
         raise
     finally:
         hook.remove()
         watch.close(error)
+        account = watch.account()
         if error is None or isinstance(error, SystemExit):
-            watch.summarize()
+            watch.tell(account)
+        else:
+            _when_printed(lambda: watch.tell(account))
 
 
 def _loaded(program: Program) -> tuple[types.CodeType, dict[str, Any]]:
@@ -222,7 +223,8 @@ class _KerasImport(MetaPathFinder):
 def _when_printed(say: Callable[[], None]) -> None:
     """Have the exception that ends the process printed, by whoever prints such, without our frames; then call `say`.
 
-    A traceback is long: what stands above it is not read.
+    A traceback is long: what stands above it is not read. By then nothing may be imported any more: Python forgets that
+    Ctrl-C is what ends it where code is compiled from text, as dataclasses do, and would not end by the signal.
     """
     then = sys.excepthook
 

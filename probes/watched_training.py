@@ -222,19 +222,22 @@ class TrainingWatch:
             with suppress(OSError, ValueError, AttributeError):  # stderr may be closed, or None
                 print(f"precscope: {message}", file=sys.stderr, flush=True)
 
-    def summarize(self) -> None:
-        """Say where the runs are, or why there are none; a fork of the program says nothing."""
+    def account(self) -> list[str]:
+        """Return what to tell at the end: where the runs are, or why there are none. A fork is silent."""
         if os.getpid() != self._process:
-            return
+            return []
         loops = self._loops.advice() if self._loops is not None else None
+        said = [] if loops is None else [loops]
         if self._runs:
-            self._tell(summary(self._runs))
-        elif not self._sees_keras:
-            self._tell("no training was recorded: the program did not import Keras 3.")
-        elif loops is None:
-            self._tell("no training was recorded: no Keras 3 model was trained by fit or train_on_batch.")
-        if loops is not None:
-            self._tell(loops)
+            return [summary(self._runs), *said]
+        if not self._sees_keras:
+            return ["no training was recorded: the program did not import Keras 3."]
+        return said or ["no training was recorded: no Keras 3 model was trained by fit or train_on_batch."]
+
+    def tell(self, messages: list[str]) -> None:
+        """Print what `account` returned."""
+        for message in messages:
+            self._tell(message)
 
 
 def _has_our_callback(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

@@ -257,7 +257,7 @@ def test_what_we_say_stands_below_the_traceback(folder: Path) -> None:
 
 
 TRAINING = """
-import os, sys
+import os, signal, sys
 os.environ["KERAS_BACKEND"] = "tensorflow"
 import numpy as np
 import keras
@@ -265,7 +265,7 @@ import keras
 class Cut(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if self.params["epochs"] == 2 and batch == 30:
-            os._exit(9)
+            os.kill(os.getpid(), signal.SIGINT) if sys.argv[1:] == ["interrupted"] else os._exit(9)
 
 keras.utils.set_random_seed(1)
 x = np.random.default_rng(0).normal(size=(512, 6)).astype("float32")
@@ -278,7 +278,7 @@ first, second = build("first"), build("second")
 first.fit(x, y, batch_size=32, verbose=0)
 for _ in range(12):
     first.train_on_batch(x[:32], y[:32])
-if sys.argv[1:] == ["cut"]:
+if sys.argv[1:]:
     second.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[Cut()])
 print("fit" in vars(keras.Model), keras.config.dtype_policy().name)
 """
@@ -302,3 +302,8 @@ def test_trainings_are_recorded_and_a_script_that_is_cut_off_leaves_runs(folder:
     assert {layer.policy for layer in run.layers if layer.type == "Dense"} == {"mixed_bfloat16"}
     assert run.status == "killed"
     assert [sample.step for sample in run.samples][:3] == [1, 3, 6]
+
+    interrupted = python(folder, *PRECSCOPE, *ours, "interrupted")
+    assert interrupted.returncode == -signal.SIGINT
+    assert "\nKeyboardInterrupt\nprecscope: 2 runs were recorded. Read them:\n" in interrupted.stderr
+    assert open_run(folder / "runs" / "second-2").status == "interrupted"

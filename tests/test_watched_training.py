@@ -80,7 +80,7 @@ def test_it_says_where_the_runs_are(
     fit(model("second"))
     watch.close(None)
     assert capsys.readouterr() == ("", "")
-    watch.summarize()
+    watch.tell(watch.account())
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err == (
@@ -249,7 +249,7 @@ def test_a_loop_of_the_programs_own_is_told_at_the_end(
     assert "apply" not in vars(keras.optimizers.Optimizer)  # nothing looks any more
     step(net)
     watch.close(None)
-    watch.summarize()
+    watch.tell(watch.account())
     told = capsys.readouterr().err
     assert told.startswith("precscope: 1 run was recorded. Read it:\n")
     line = update.__code__.co_firstlineno + 4
@@ -261,7 +261,7 @@ def test_a_program_that_only_has_a_loop_of_its_own_is_not_told_that_nothing_trai
     watch: TrainingWatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     update(model())
-    watch.summarize()
+    watch.tell(watch.account())
     told = capsys.readouterr().err
     assert told.startswith("precscope: a training loop of the program's own, at test_watched_training.py:")
     assert told.count("precscope:") == 1
@@ -275,7 +275,7 @@ def test_a_loop_that_the_program_profiles_itself_is_not_told(
         step = session.instrument(update)
         for _ in range(3):
             step(net)
-    watch.summarize()
+    watch.tell(watch.account())
     assert "loop" not in capsys.readouterr().err
 
 
