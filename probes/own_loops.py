@@ -69,7 +69,7 @@ class OwnLoopWatch:
         if self.place is None:
             return None
         return (
-            f"a training loop of the program's own, at {self.place}, was not recorded.\n"
+            f"the program's own training loop, at {self.place}, was not recorded.\n"
             "  It has to say what its step is (docs/run_scripts.md):\n"
             '    with precscope.profile(model, "runs/loop", optimizer=optimizer) as session:\n'
             "        train_step = session.instrument(train_step)\n"

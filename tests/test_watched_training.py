@@ -253,7 +253,9 @@ def test_a_loop_of_the_programs_own_is_told_at_the_end(
     told = capsys.readouterr().err
     assert told.startswith("precscope: 1 run was recorded. Read it:\n")
     line = update.__code__.co_firstlineno + 4
-    assert f"\nprecscope: a training loop of the program's own, at test_watched_training.py:{line}, was not rec" in told
+    assert (
+        f"\nprecscope: the program's own training loop, at test_watched_training.py:{line}, was not recorded." in told
+    )
     assert "session.instrument(train_step)" in told
 
 
@@ -263,7 +265,7 @@ def test_a_program_that_only_has_a_loop_of_its_own_is_not_told_that_nothing_trai
     update(model())
     watch.tell(watch.account())
     told = capsys.readouterr().err
-    assert told.startswith("precscope: a training loop of the program's own, at test_watched_training.py:")
+    assert told.startswith("precscope: the program's own training loop, at test_watched_training.py:")
     assert told.count("precscope:") == 1
 
 
