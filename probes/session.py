@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from precscope.verification import Verification
 
-__all__ = ["Session", "is_profiled", "profile"]
+__all__ = ["Session", "is_profiled", "open_sessions", "profile"]
 
 _profiled_models: weakref.WeakKeyDictionary[Any, Session] = weakref.WeakKeyDictionary()
 
@@ -32,6 +32,11 @@ _profiled_models: weakref.WeakKeyDictionary[Any, Session] = weakref.WeakKeyDicti
 def is_profiled(model: Any) -> bool:
     """Tell whether a session that is open watches `model`."""
     return model in _profiled_models
+
+
+def open_sessions() -> list[Session]:
+    """Return the sessions that are open."""
+    return list(_profiled_models.values())
 
 
 def profile(
