@@ -10,8 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from precscope.probes import keras_internals
 from precscope.probes.code_places import innermost_own_frame, place_of_frame
+from precscope.probes.internals.graphs import current_graph
+from precscope.probes.internals.layer_calls import set_instance_attribute
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -52,14 +53,14 @@ def trace_forward(model: Any, layers: Mapping[str, Any], inputs: Any) -> Forward
 
     Args:
         model: A built Keras model.
-        layers: Its layers by id, as `keras_internals.walk_layers` names them.
+        layers: Its layers by id, as `walk_layers` names them.
         inputs: A tree of `tf.TensorSpec`.
     """
     owners: dict[int, LayerOp] = {}
 
     def noting(layer_id: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def noted(*args: Any, **kwargs: Any) -> Any:
-            graph = keras_internals.current_graph()
+            graph = current_graph()
             begin = 0 if graph is None else len(graph.get_operations())
             result = call(*args, **kwargs)
             for op in [] if graph is None else graph.get_operations()[begin:]:
@@ -72,7 +73,7 @@ def trace_forward(model: Any, layers: Mapping[str, Any], inputs: Any) -> Forward
     with ExitStack() as stack:
         for layer_id, layer in layers.items():
             tapped = noting(layer_id, layer.call)
-            stack.callback(keras_internals.set_instance_attribute(layer, "call", tapped))
+            stack.callback(set_instance_attribute(layer, "call", tapped))
         traced = tf.function(lambda tree: model(tree, training=True), autograph=False, jit_compile=False)
         with np.errstate(over="ignore"):  # a constant that overflows is a finding, not a warning of NumPy's
             function = traced.get_concrete_function(inputs)

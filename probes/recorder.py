@@ -17,9 +17,10 @@ import numpy as np
 import tensorflow as tf
 
 from precscope.formats import FORMATS
-from precscope.probes import keras_internals
+from precscope.probes.internals.distribution import plain_variable
+from precscope.probes.internals.graphs import current_graph, in_control_flow_of
+from precscope.probes.internals.xla import tie
 from precscope.probes.lost_updates import count_lost_updates
-from precscope.probes.replica_internals import plain_variable
 from precscope.probes.statistic import (
     EMPTY_ROW,
     ROW_WIDTH,
@@ -143,14 +144,14 @@ class Recorder:
         trace = self._trace
         if trace is None:
             return None
-        graph = keras_internals.current_graph()
+        graph = current_graph()
         if graph is trace.graph:
             return "root"
-        return "loop" if trace.graph is not None and keras_internals.in_control_flow_of(graph, trace.graph) else None
+        return "loop" if trace.graph is not None and in_control_flow_of(graph, trace.graph) else None
 
     def begin(self) -> None:
         """Start a trace (or an eager step) in the current graph."""
-        self._trace = _Trace(keras_internals.current_graph())
+        self._trace = _Trace(current_graph())
         if self._trace.graph is not None:
             self.traces += 1
 
@@ -338,7 +339,7 @@ def _tied_partials(x: Any, dtype: str, batch: int | None) -> list[Any]:
     else:
         partials = partial_statistics(x, FORMATS[dtype], batch=batch)
     # The tie: the statistic is taken at once, in a kernel of its own, and nothing that it needs lives longer.
-    x, subset, *rows = keras_internals.tie([x, partials.subset, *partials.rows])
+    x, subset, *rows = tie([x, partials.subset, *partials.rows])
     return [x, partials.count, partials.padding, subset, partials.looked_at, *rows]
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from precscope.merged_scalars import merge_scalars
+from precscope.probes.internals.distribution import Replicas, replica_here
 from precscope.probes.recorder import Reading, Recorder
-from precscope.probes.replica_internals import Replicas, replica_here
 from precscope.replica_records import ReplicaSample
 
 if TYPE_CHECKING:

@@ -11,10 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from precscope.errors import SessionError
 from precscope.options import Options, resolve_options
-from precscope.probes import keras_internals
 from precscope.probes.custom_loop import InstrumentedStep
 from precscope.probes.environment import describe_run
 from precscope.probes.health import Health
+from precscope.probes.internals.distribution import mean_loss, replicas_of
+from precscope.probes.internals.layer_calls import set_instance_attribute
+from precscope.probes.internals.layer_tree import walk_layers
+from precscope.probes.internals.optimizers import leading_optimizer, optimizers_of
 from precscope.probes.keeper import Keeper
 from precscope.probes.legacy import add_legacy_note
 from precscope.probes.lint_checks.optimizer import check_loss_scaling
@@ -24,7 +27,6 @@ from precscope.probes.measurements import Measurements
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.optimizer_taps import OptimizerTaps
 from precscope.probes.origin_watch import OriginWatch
-from precscope.probes.replica_internals import mean_loss, replicas_of
 from precscope.probes.replica_notices import replica_notices
 from precscope.probes.sampling_loop import SampledStep, SamplingLoop
 from precscope.probes.session_checks import NOTHING_FIRES, check_model, how_it_ended
@@ -121,8 +123,8 @@ class Session:
         if self._given_optimizers:
             return self._given_optimizers[0]
         if not self._optimizers or self._optimizers[0] is not self._model.optimizer:
-            self._optimizers = keras_internals.optimizers_of(self._model)
-        return keras_internals.leading_optimizer(self._optimizers)
+            self._optimizers = optimizers_of(self._model)
+        return leading_optimizer(self._optimizers)
 
     def __enter__(self) -> Session:
         """Begin to watch the model."""
@@ -165,7 +167,7 @@ class Session:
         self._keeper.keep_replicas(self._replicas)
         for level, message in replica_notices(self._replicas, self.options):
             self._tell(level, message)
-        self._undo = keras_internals.set_instance_attribute(self._model, "make_train_function", self._make_function)
+        self._undo = set_instance_attribute(self._model, "make_train_function", self._make_function)
         _profiled_models[self._model] = self
         self._state = "open"
         self._loss_scale.look()
@@ -325,9 +327,9 @@ class Session:
             OptimizerTaps(
                 optimizer, names, recorder, self.options.weights, self.options.gradients, optimizer is leading
             )
-            for optimizer in self._given_optimizers or keras_internals.optimizers_of(self._model)
+            for optimizer in self._given_optimizers or optimizers_of(self._model)
         )
-        for finding in check_loss_scaling(dict(keras_internals.walk_layers(self._model)), self._optimizer):
+        for finding in check_loss_scaling(dict(walk_layers(self._model)), self._optimizer):
             if finding.severity == "error":
                 self._tell("warning", f"{finding.sentence} {finding.advice}")
         layer_taps = LayerTaps(self._records.plans, recorder, self._records.selects_between)

@@ -11,7 +11,10 @@ import keras
 import tensorflow as tf
 
 from precscope.origin_records import DATA_ID
-from precscope.probes import code_places, keras_internals, shadow_internals
+from precscope.probes import code_places
+from precscope.probes.internals.graphs import current_graph
+from precscope.probes.internals.layer_calls import set_instance_attribute, with_mask_of
+from precscope.probes.internals.layer_tree import has_named_layers
 from precscope.probes.recorder import Recorder, TensorKey
 from precscope.probes.tensor_sources import TensorSources, map_named
 
@@ -99,7 +102,7 @@ def plan_taps(
 
 
 def _reason_to_leave_out(layer: Any, selected: bool) -> str | None:
-    if keras_internals.has_named_layers(layer):
+    if has_named_layers(layer):
         return "its output is that of its last layer"
     if isinstance(layer, _REARRANGING):
         return "it only rearranges its input"
@@ -157,7 +160,7 @@ class LayerTaps:
         with ExitStack() as stack:
             for plan in self.plans.values():
                 call = self._tapped(plan, plan.layer.call)
-                stack.callback(keras_internals.set_instance_attribute(plan.layer, "call", call))
+                stack.callback(set_instance_attribute(plan.layer, "call", call))
             try:
                 yield
             finally:
@@ -195,7 +198,7 @@ class LayerTaps:
             if not self._recorder.active:
                 return call(*args, **kwargs)
             args, kwargs = self._note_inputs(plan, args, kwargs)
-            graph = keras_internals.current_graph()
+            graph = current_graph()
             begin = 0 if graph is None else len(graph.get_operations())
             self._calling.layers.append(plan.id)
             try:
@@ -269,7 +272,7 @@ class LayerTaps:
             x = x if plan.unseen else recorder.record(forward, x)
             return tf.identity(x), lambda gradient: _tap_gradient(recorder, backward, plan, gradient)
 
-        return shadow_internals.with_mask_of(tensor, tf.custom_gradient(tap)(tensor))
+        return with_mask_of(tensor, tf.custom_gradient(tap)(tensor))
 
 
 def is_read_by_losses(tensor: Any) -> bool:
@@ -278,7 +281,7 @@ def is_read_by_losses(tensor: Any) -> bool:
     It does so where that op is a softmax or a sigmoid, and works on the probabilities otherwise: a tap would change the
     loss. In 16 bits a cast to float32 lies in between already.
     """
-    op = None if keras_internals.current_graph() is None else getattr(tensor, "op", None)
+    op = None if current_graph() is None else getattr(tensor, "op", None)
     return op is not None and op.type in ("Softmax", "Sigmoid") and tensor.dtype == tf.float32
 
 

@@ -14,8 +14,9 @@ import tensorflow as tf
 import precscope
 from precscope.errors_between import errors_between
 from precscope.options import Options
-from precscope.probes import keras_internals, reference_step
+from precscope.probes import reference_step
 from precscope.probes.batch_handout import Batch
+from precscope.probes.internals.optimizers import loss_scale
 from precscope.probes.keeper import PrecScopeWarning
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.reference_schedule import reference_records_of
@@ -81,7 +82,7 @@ class Taken:
         batch = tuple(map(tf.constant, batch or [array[:8] for array in data()]))
         model.train_on_batch(*batch)
         before = state_of(model)
-        scale = keras_internals.loss_scale(model.optimizer)
+        scale = loss_scale(model.optimizer)
         step = reference_step.ReferenceStep(model, model.optimizer, ModelRecords(model, Options()).plans)
         measured = step.measure(Batch((batch,), {}), 1.0 if scale is None else float(scale))
         assert_same(before, state_of(model))
