@@ -88,7 +88,7 @@ class Run:
         devices: The devices of the process, GPUs or else the host.
         device_samples: Their state, in the order of time.
         results: Metrics at the end of each epoch, by name, as Keras' history has them; empty without one.
-        reference_steps: Reference steps in float32, in the order of time; none unless `reference` was set.
+        reference_steps: Reference steps in float32, in the order of time; empty where none was taken.
         reference: What each measured, tensor by tensor.
         origins: Where values turned infinite or NaN, in the order of the steps; empty where none did.
         replicas: The model's replicas, by number; empty where there was one.

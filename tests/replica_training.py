@@ -21,7 +21,7 @@ import keras  # noqa: E402  # the devices come first
 
 import precscope  # noqa: E402
 
-QUIET: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0}
+QUIET: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0, "reference": False}
 BATCH, STEPS = 16, 8
 
 

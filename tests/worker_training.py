@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-QUIET: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0}
+QUIET: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0, "reference": False}
 BATCH, STEPS = 16, 12
 
 
