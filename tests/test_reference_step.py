@@ -16,7 +16,8 @@ import precscope
 from precscope import reference_budget
 from precscope.errors_between import errors_between
 from precscope.options import Options
-from precscope.probes import reference_schedule, reference_step
+from precscope.probes import reference_step
+from precscope.probes.allocator import AllocatorMemory
 from precscope.probes.batch_handout import Batch
 from precscope.probes.internals.optimizers import loss_scale
 from precscope.probes.keeper import PrecScopeWarning
@@ -398,7 +399,7 @@ def test_on_a_gpu_only_half_of_what_is_free_is_taken_unless_asked_for(
     with precscope.profile(network(jit_compile=False), tmp_path / "run", reference=reference, **QUIET) as session:
         schedule = session._extras.reference
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a GPU"])
-    monkeypatch.setattr(reference_schedule.AllocatorMemory, "free", lambda self: free)
+    monkeypatch.setattr(AllocatorMemory, "free", lambda self: free)
     assert schedule is not None
     assert schedule._free_bytes() == may_take
 
