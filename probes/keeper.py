@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from precscope.probes.internals.distribution import Replicas
     from precscope.probes.model_records import ModelRecords
-    from precscope.probes.recorder import Reading, TensorKey
+    from precscope.probes.reading import Reading, TensorKey
     from precscope.probes.sampling_loop import SampledStep
     from precscope.writer import RunWriter
 

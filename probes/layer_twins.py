@@ -34,7 +34,7 @@ from precscope.probes.internals.layer_calls import (
 )
 from precscope.probes.internals.layer_tree import own_variables, walk_layers
 from precscope.probes.layer_policies import cannot_flip, model_layers
-from precscope.probes.recorder import TensorKey
+from precscope.probes.reading import TensorKey
 from precscope.probes.taps import is_read_by_losses
 from precscope.probes.tensor_errors import error_sums
 

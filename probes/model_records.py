@@ -18,7 +18,7 @@ from precscope.records import LayerRecord
 
 if TYPE_CHECKING:
     from precscope.options import Options
-    from precscope.probes.recorder import TensorKey
+    from precscope.probes.reading import TensorKey
 
 __all__ = ["ModelRecords"]
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from precscope.probes.internals.layer_calls import set_instance_attribute
 from precscope.probes.internals.optimizers import loss_scale, optimized_variables, update_counter, updates_every_step
-from precscope.probes.recorder import Recorder, TensorKey
+from precscope.probes.reading import TensorKey
 from precscope.probes.scaling_misuse import ScalingWatch
+
+if TYPE_CHECKING:
+    from precscope.probes.recorder import Recorder
 
 __all__ = ["OptimizerTaps"]
 

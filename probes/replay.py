@@ -13,7 +13,8 @@ from precscope.probes.internals.layer_tree import state_variables
 from precscope.probes.internals.tf_functions import converted_function
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.optimizer_taps import OptimizerTaps
-from precscope.probes.recorder import Recorder, reading_of
+from precscope.probes.reading import reading_of
+from precscope.probes.recorder import Recorder
 from precscope.probes.shadow_step import ShadowStep
 from precscope.probes.taps import LayerTaps
 from precscope.probes.tripwire import loss_among
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from precscope.probes.recorder import Reading, TracedTensor
+    from precscope.probes.reading import Reading, TracedTensor
     from precscope.probes.shadow_step import ShadowTrace
 
 __all__ = ["Replay", "set_weights", "step_values", "weights_set"]

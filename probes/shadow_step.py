@@ -36,7 +36,7 @@ from precscope.probes.internals.tf_functions import (
 )
 from precscope.probes.layer_policies import layer_policies, model_layers
 from precscope.probes.model_records import ModelRecords
-from precscope.probes.recorder import TensorKey
+from precscope.probes.reading import TensorKey
 from precscope.probes.taps import is_read_by_losses
 
 if TYPE_CHECKING:

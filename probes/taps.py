@@ -15,11 +15,14 @@ from precscope.probes import code_places
 from precscope.probes.internals.graphs import current_graph
 from precscope.probes.internals.layer_calls import set_instance_attribute, with_mask_of
 from precscope.probes.internals.layer_tree import has_named_layers
-from precscope.probes.recorder import Recorder, TensorKey
+from precscope.probes.kept_relu import kept_relu
+from precscope.probes.reading import TensorKey
 from precscope.probes.tensor_sources import TensorSources, map_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from precscope.probes.recorder import Recorder
 
 __all__ = ["CodeBetween", "LayerTaps", "TapPlan", "is_read_by_losses", "plan_taps"]
 
@@ -158,6 +161,7 @@ class LayerTaps:
     def installed(self) -> Iterator[None]:
         """Shadow `call` of every layer for as long as the context lasts."""
         with ExitStack() as stack:
+            stack.enter_context(kept_relu(self._recorder))
             for plan in self.plans.values():
                 call = self._tapped(plan, plan.layer.call)
                 stack.callback(set_instance_attribute(plan.layer, "call", call))

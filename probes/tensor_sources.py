@@ -29,6 +29,7 @@ _HANDING_ON = frozenset(
             "Transpose",
         ),
         "Unpack",
+        "XlaOptimizationBarrier",
     )
 )
 _MOST_OPS = 300

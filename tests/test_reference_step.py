@@ -352,8 +352,8 @@ def test_a_failing_reference_step_is_switched_off_and_told_once(tmp_path: Path, 
 def test_none_is_planned_where_they_are_switched_off(tmp_path: Path):
     assert Options().reference == "auto"
     with precscope.profile(network(jit_compile=False), tmp_path / "run", reference=False, **QUIET) as session:
-        assert session._extras.reference is None
-        assert session._extras.handout is None
+        assert session._parts.extras.reference is None
+        assert session._parts.extras.handout is None
 
 
 @pytest.mark.usefixtures("cheap")
@@ -366,8 +366,8 @@ def test_by_default_none_is_taken_where_there_is_nothing_to_measure(tmp_path: Pa
             model, tmp_path / "run", every=2, start=10**6 if without == "samples" else 0, **QUIET
         ) as session:
             model.fit(*data(32), batch_size=8, verbose=0)
-    assert session._extras.reference is not None
-    assert session._extras.reference._steps == {}  # nothing was even prepared
+    assert session._parts.extras.reference is not None
+    assert session._parts.extras.reference._steps == {}  # nothing was even prepared
     run = precscope.open_run(tmp_path / "run")
     assert run.reference_steps == ()
     assert not [notice for notice in run.notices if notice.source == "reference"]
@@ -397,7 +397,7 @@ def test_on_a_gpu_only_half_of_what_is_free_is_taken_unless_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: Any, free: int | None, may_take: int | None
 ):
     with precscope.profile(network(jit_compile=False), tmp_path / "run", reference=reference, **QUIET) as session:
-        schedule = session._extras.reference
+        schedule = session._parts.extras.reference
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a GPU"])
     monkeypatch.setattr(AllocatorMemory, "free", lambda self: free)
     assert schedule is not None
