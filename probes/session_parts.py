@@ -20,6 +20,7 @@ from precscope.probes.replica_notices import replica_notices
 from precscope.probes.sampled_steps import SampledSteps
 from precscope.probes.sampling_loop import SampledStep, SamplingLoop
 from precscope.probes.session_extras import SessionExtras, session_extras
+from precscope.probes.traced_lint import TracedLint
 from precscope.sampling import Sampler
 from precscope.writer import RunWriter
 
@@ -90,7 +91,8 @@ class SessionParts:
             self.extras = session_extras(*watched, origins, writer.path, self.tell)
         if self.extras.tripwire is not None:
             self.loss_scale.before_look = self.extras.tripwire.look
-        self.taps = ModelTaps(model, optimizers, options, records, self.tell)
+        lint = TracedLint(keeper, lambda message: self.tell("info", message))
+        self.taps = ModelTaps(model, optimizers, options, records, lint, self.tell)
         written_by = (keeper, self.loss_scale, origins, self.extras, self.tell)
         self.samples = SampledSteps(model, options.activations, loop, self.taps, *written_by)
         self._measurements = Measurements(model, optimizers.leading, options, loop, keeper)
