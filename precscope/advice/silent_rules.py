@@ -158,4 +158,6 @@ def _sum_of_squares(evidence: Evidence, tensor: TensorRecord) -> float:
     known = np.flatnonzero(evidence.finite[:, tensor.index])
     if not len(known) or tensor.shape is None or None in tensor.shape[1:]:
         return 0.0
-    return float(np.mean(evidence.values("rms")[known, tensor.index] ** 2)) * math.prod(map(int, tensor.shape[1:]))
+    return float(np.mean(evidence.values("rms")[known, tensor.index] ** 2)) * math.prod(
+        size or 0 for size in tensor.shape[1:]
+    )
