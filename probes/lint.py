@@ -59,7 +59,7 @@ def lint_model(model: Any, dataset: Any = None) -> LintResult:
             nonlocal layers
             graph = trace_forward(model, layers, inputs)
             layers = dict(walk_layers(model))  # with what the first call built
-            upcasting.update(upcasting_layers(graph))
+            upcasting.update(upcasting_layers(graph.ops))
             return check_operations(graph)
 
         findings += _tried("operations", operations, not_checked)

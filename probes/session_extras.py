@@ -31,7 +31,7 @@ class SessionExtras:
     Attributes:
         handout: Takes the batches of probed steps, where somebody wants them.
         batches: Keeps batches in the run directory (`keep_batches_mib`).
-        reference: Takes reference steps in float32 (`reference`).
+        reference: Takes reference steps in float32 (`reference`), which is so unless they are switched off.
         tripwire: Keeps what it takes to run a bad step again (`tripwire`).
     """
 

@@ -21,6 +21,7 @@ from precscope.probes.replica_notices import replica_notices
 from precscope.probes.sampled_steps import SampledSteps
 from precscope.probes.sampling_loop import SampledStep, SamplingLoop
 from precscope.probes.session_extras import SessionExtras, session_extras
+from precscope.probes.traced_lint import TracedLint
 from precscope.sampling import Sampler
 from precscope.writer import RunWriter
 
@@ -89,7 +90,8 @@ class SessionParts:
             self.extras = session_extras(*watched, origins, writer.path, self.tell)
         if self.extras.tripwire is not None:
             self.loss_scale.before_look = self.extras.tripwire.look
-        taps = ModelTaps(model, optimizers, options, records, self.tell)
+        lint = TracedLint(keeper, lambda message: self.tell("info", message))
+        taps = ModelTaps(model, optimizers, options, records, lint, self.tell)
         self.probes = StepProbes(taps.make, self.extras.handout, self.extras.tripwire, replicas)
         written_by = (keeper, self.loss_scale, origins, self.extras, self.tell)
         self.samples = SampledSteps(model, options.activations, loop, taps, *written_by)

@@ -19,7 +19,7 @@ from precscope.probes.tap_plan import CodeBetween, TapPlan
 from precscope.probes.tensor_sources import TensorSources, is_float_tensor, map_named
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from precscope.probes.recorder import Recorder
 
@@ -31,6 +31,7 @@ class _Calling(threading.local):
 
     def __init__(self) -> None:
         self.layers: list[str] = []
+        self.inner: list[list[tuple[Any, range]]] = []  # of each, the graph and the ops of the calls inside it
 
 
 class LayerTaps:
@@ -41,6 +42,8 @@ class LayerTaps:
         recorder: Takes what the taps see.
         selects: Asked with id and type whether the batch, or code between layers, is to be recorded as well; by
             default nothing is.
+        look: Called once for a layer, with its id, the layer and the ops that its first call made, those of layers
+            inside it not among them.
 
     Attributes:
         plans: What is recorded of each layer.
@@ -52,7 +55,9 @@ class LayerTaps:
         plans: dict[str, TapPlan],
         recorder: Recorder,
         selects: Callable[[str, str], bool] = lambda layer_id, layer_type: False,
+        look: Callable[[str, Any, Sequence[Any]], None] = lambda layer_id, layer, ops: None,
     ) -> None:
+        self._look = look
         self.plans = plans
         self.between: dict[str, TapPlan] = {}
         self._recorder = recorder
@@ -109,19 +114,28 @@ class LayerTaps:
         def tapped_call(*args: Any, **kwargs: Any) -> Any:
             if not self._recorder.active:
                 return call(*args, **kwargs)
+            graph, calling = current_graph(), self._calling
+            first = _ops_in(graph)
             args, kwargs = self._note_inputs(plan, args, kwargs)
-            graph = current_graph()
-            begin = 0 if graph is None else len(graph.get_operations())
-            self._calling.layers.append(plan.id)
+            begin = _ops_in(graph)
+            calling.layers.append(plan.id)
+            calling.inner.append([])
             try:
                 outputs = call(*args, **kwargs)
             finally:
-                self._calling.layers.pop()
+                calling.layers.pop()
+                inner = calling.inner.pop()
             if plan.order is None:
                 self._number(plan)
-                ops = [] if graph is None else graph.get_operations()[begin:]
-                plan.place = code_places.place_of_call(plan.layer, ops)
-            return self._tap_outputs(plan, outputs)
+                ops = [] if graph is None else graph.get_operations()
+                plan.place = code_places.place_of_call(plan.layer, ops[begin:])
+                of_others = {place for other, places in inner if other is graph for place in places}
+                own = [ops[place] for place in range(begin, len(ops)) if place not in of_others]
+                self._look(plan.id, plan.layer, own)
+            outputs = self._tap_outputs(plan, outputs)
+            if calling.inner:
+                calling.inner[-1].append((graph, range(first, _ops_in(graph))))
+            return outputs
 
         return tapped_call
 
@@ -195,6 +209,10 @@ def is_read_by_losses(tensor: Any) -> bool:
     """
     op = None if current_graph() is None else getattr(tensor, "op", None)
     return op is not None and op.type in ("Softmax", "Sigmoid") and tensor.dtype == tf.float32
+
+
+def _ops_in(graph: Any) -> int:
+    return 0 if graph is None else len(graph.get_operations())
 
 
 def _tap_gradient(recorder: Recorder, key: TensorKey, plan: TapPlan, gradient: Any) -> Any:

@@ -16,6 +16,7 @@ from tests.core_fixtures import arrays_of, layer_record, run_record, sample_reco
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from precscope.lint_result import LintFinding
     from precscope.origin_records import OriginRecord
     from precscope.records import CostRecord, LayerRecord, RunStatus
 
@@ -106,6 +107,7 @@ class SyntheticRun:
     notices: list[NoticeRecord] = field(default_factory=list)
     costs: list[CostRecord] = field(default_factory=list)
     origins: list[OriginRecord] = field(default_factory=list)
+    lint: list[LintFinding] = field(default_factory=list)
     status: RunStatus = "finished"
     error: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
@@ -126,6 +128,7 @@ class SyntheticRun:
         for notice in self.notices:
             writer.add_notice(notice)
         writer.set_costs(self.costs)
+        writer.add_lint(self.lint)
         for origin in self.origins:
             writer.add_origin(origin)
         if self.status != "running":

@@ -20,6 +20,7 @@ from precscope.device_records import DeviceInfo, DeviceSample
 from precscope.errors import RunDirectoryError
 from precscope.origin_records import OriginRecord
 from precscope.records import CostRecord, LossScaleRecord, NoticeRecord, ProgressRecord, StepTimeRecord
+from precscope.reference_records import ReferenceStepRecord
 from precscope.reports.live_lines import LiveLog, panel_lines
 from precscope.reports.live_view import LiveSource
 from precscope.reports.terminal_live import frame_lines, layout_of, sections_of
@@ -242,6 +243,7 @@ def test_time_memory_and_cost(frames):
     assert (gauges["gpu:0"].now, gauges["gpu:0"].aside) == ("27 GiB", "of 80 GiB")
     assert (gauges["power"].now, gauges["power"].aside) == ("310 W", "97 % busy, 61 °C")
     assert frames["healthy"].cost.startswith("3.3 s, 2.5% of the run: compiling 3.2 s")
+    assert frames["healthy"].measured == "not measured against float32 yet"
     assert frames["healthy"].sampling == "8 samples, at most 2.0% of the time, the last at step 700, 1 min 4 s ago"
 
 
@@ -417,3 +419,10 @@ def test_no_line_is_kept_wider_than_its_console(frames):
     file = io.StringIO()
     Console(file=file, width=60).print(Group(*frame_lines(frames["faulty"], 60)), no_wrap=True, crop=True)
     assert max(map(cell_len, file.getvalue().splitlines())) <= 60
+
+
+def test_a_reference_step_is_told_with_the_findings(tmp_path):
+    writer, source = growing(tmp_path / "run", 3), source_of(tmp_path / "run")
+    assert "not measured against float32 yet" in shown(source.frame(), 80, 24)
+    writer.add_reference(ReferenceStepRecord(200, "start", 8, 8, 1.0, 0.5, 0.5, "equal", False, 10**9), [])
+    assert "none · measured against float32 at step 200" in shown(source.frame(), 80, 24)

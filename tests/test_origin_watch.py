@@ -19,7 +19,7 @@ from tests.origin_models import Op, Root, model_with, rows, scaled
 if TYPE_CHECKING:
     from pathlib import Path
 
-QUIET: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0}
+QUIET: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0, "reference": False}
 pytestmark = pytest.mark.filterwarnings("ignore::precscope.probes.keeper.PrecScopeWarning")
 
 

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-QUIET: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0}  # time and memory have tests of their own
+QUIET: dict[str, Any] = {
+    "profile_steps": 0,
+    "device_interval_s": 0.0,
+    "reference": False,
+}  # time and memory have tests of their own
 
 
 def traces_of(model: keras.Model) -> dict[str, Any]:

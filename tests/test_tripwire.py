@@ -21,7 +21,14 @@ from tests.origin_models import Op, build_reciprocal, model_with, rows, scaled
 if TYPE_CHECKING:
     from pathlib import Path
 
-RARE: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0, "every": 10**6, "start": 1, "dense_steps": 0}
+RARE: dict[str, Any] = {
+    "reference": False,
+    "profile_steps": 0,
+    "device_interval_s": 0.0,
+    "every": 10**6,
+    "start": 1,
+    "dense_steps": 0,
+}
 BAD = 17
 
 
