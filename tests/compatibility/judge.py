@@ -33,8 +33,10 @@ USUAL_REASONS = re.compile(
     "|Keras' losses look for the logits behind it"
 )
 NEVER_SAMPLED = 10**9
-#: How much further than two trainings without PrecScope from each other one under it may be from them.
+#: How much further than trainings without PrecScope from each other one under it may be from them.
 NOISE_FACTOR = 4
+#: How many more trainings without PrecScope tell how far they are from each other, where it matters.
+NOISE_TRAININGS = 3
 
 
 @dataclass
@@ -83,9 +85,10 @@ def judge(configuration: Configuration, policy: str) -> dict[str, Any]:
             faults += _idle_faults(configuration, policy, plain, differences, record)
             continue
         bound = BOUNDS[policy] * configuration.bound_factor
-        noise = record.get("noise", {"weights": 0.0, "losses": 0.0})
         for key in ("weights", "losses"):
-            allowed = max(bound, NOISE_FACTOR * noise[key])
+            if differences[key] <= bound:
+                continue
+            allowed = max(bound, NOISE_FACTOR * _noise(configuration, policy, plain, record)[key])
             if not differences[key] <= allowed:
                 faults.append(f"sampled: {key} differ by {differences[key]:.2g}, more than {allowed:.2g}")
         if differences["integers"]:
@@ -101,12 +104,20 @@ def _idle_faults(
     """Hold a session that never samples to the last bit, unless two trainings without PrecScope differ as well."""
     if not (differences["weights"] or differences["losses"] or differences["integers"]):
         return []
-    again = difference(plain, _train(configuration, policy, None))
-    record["noise"] = again
+    again = _noise(configuration, policy, plain, record)
     worse = [key for key in ("weights", "losses") if differences[key] > NOISE_FACTOR * again[key]]
     if differences["integers"] and not again["integers"]:
         worse.append("integers")
     return [f"idle: {key} differ by {differences[key]}, without PrecScope by {again[key]}" for key in worse]
+
+
+def _noise(configuration: Configuration, policy: str, plain: Outcome, record: dict[str, Any]) -> dict[str, Any]:
+    """Return by how much trainings without PrecScope differ from `plain` at most; measured once, kept in `record`."""
+    if "noise" not in record:
+        found = [difference(plain, _train(configuration, policy, None)) for _ in range(NOISE_TRAININGS)]
+        record["noise"] = {key: max(one[key] for one in found) for key in found[0]}
+    noise: dict[str, Any] = record["noise"]
+    return noise
 
 
 def _train(configuration: Configuration, policy: str, options: dict[str, Any] | None) -> Outcome:
