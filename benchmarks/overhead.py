@@ -109,7 +109,7 @@ class Case:
         import precscope
 
         seconds: dict[bool, list[float]] = {False: [], True: []}
-        options = known({"start": 10**9, "profile_steps": 0, "device_interval_s": 0.0, "reference": 0})
+        options = known({"start": 10**9, "profile_steps": 0, "device_interval_s": 0.0, "reference": False})
         for turn in range(2 * turns):
             watched = turn % 4 in (1, 2)  # without, with, with, without: drift cancels
             with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
@@ -130,7 +130,7 @@ class Case:
         )
         with tempfile.TemporaryDirectory() as folder:
             # Time and memory sampling are measured by scripts of their own.
-            options = options | {"profile_steps": 0, "device_interval_s": 0.0, "reference": 0}
+            options = options | {"profile_steps": 0, "device_interval_s": 0.0, "reference": False}
             with precscope.profile(self.model, Path(folder) / "run", **known(options)):
                 profiled_s = self.fit(steps, [after_compile])
             run = precscope.open_run(Path(folder) / "run")

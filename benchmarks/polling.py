@@ -39,7 +39,7 @@ ONLY_POLL = {
     "start": 10**9,
     "profile_steps": 0,
     "device_interval_s": 0.0,
-    "reference": 0,
+    "reference": False,
     "dense_steps": 0,
     "tripwire": False,
 }
