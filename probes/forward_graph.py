@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 from precscope.probes import keras_internals
 from precscope.probes.code_places import innermost_own_frame, place_of_frame
+from precscope.probes.layer_calls import operations_since, shadow_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -60,9 +62,9 @@ def trace_forward(model: Any, layers: Mapping[str, Any], inputs: Any) -> Forward
     def noting(layer_id: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def noted(*args: Any, **kwargs: Any) -> Any:
             graph = keras_internals.current_graph()
-            begin = 0 if graph is None else len(graph.get_operations())
+            begin = 0 if graph is None else graph.num_operations()
             result = call(*args, **kwargs)
-            for op in [] if graph is None else graph.get_operations()[begin:]:
+            for op in operations_since(graph, begin):
                 # A sub-layer's call ended before its owner's: what it made is taken.
                 owners.setdefault(id(op), LayerOp(layer_id, op, _users_line(op)))
             return result
@@ -71,8 +73,7 @@ def trace_forward(model: Any, layers: Mapping[str, Any], inputs: Any) -> Forward
 
     with ExitStack() as stack:
         for layer_id, layer in layers.items():
-            tapped = noting(layer_id, layer.call)
-            stack.callback(keras_internals.set_instance_attribute(layer, "call", tapped))
+            stack.callback(shadow_call(layer, partial(noting, layer_id)))
         traced = tf.function(lambda tree: model(tree, training=True), autograph=False, jit_compile=False)
         with np.errstate(over="ignore"):  # a constant that overflows is a finding, not a warning of NumPy's
             function = traced.get_concrete_function(inputs)

@@ -19,6 +19,7 @@ import keras
 import tensorflow as tf
 
 from precscope.probes import keras_internals, shadow_internals
+from precscope.probes.layer_calls import operations_since
 from precscope.probes.layer_policies import cannot_flip, model_layers
 from precscope.probes.recorder import TensorKey
 from precscope.probes.taps import is_read_by_losses
@@ -266,12 +267,12 @@ def _inside_cell(layer: Any) -> list[Any]:
 
 
 def _op_count() -> int:
-    return len(keras_internals.current_graph().get_operations())
+    count: int = keras_internals.current_graph().num_operations()
+    return count
 
 
 def _ops_from(begin: int) -> list[Any]:
-    operations: list[Any] = keras_internals.current_graph().get_operations()[begin:]
-    return operations
+    return operations_since(keras_internals.current_graph(), begin)
 
 
 def _values(variables: Sequence[Any]) -> list[Any]:

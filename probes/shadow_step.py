@@ -16,6 +16,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -23,6 +24,7 @@ import tensorflow as tf
 
 from precscope.options import Options
 from precscope.probes import keras_internals, shadow_internals
+from precscope.probes.layer_calls import shadow_call
 from precscope.probes.layer_policies import layer_policies, model_layers
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.recorder import TensorKey
@@ -290,8 +292,8 @@ def observed_layers(
     """
     with ExitStack() as stack:
         for layer_id, layer in layers.items():
-            observed = _observed_call(layer_id, layer.call, trace, observe)
-            stack.callback(keras_internals.set_instance_attribute(layer, "call", observed))
+            observed = partial(_observed_call, layer_id, trace=trace, observe=observe)
+            stack.callback(shadow_call(layer, observed))
         yield
 
 

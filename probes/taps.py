@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -12,6 +13,7 @@ import tensorflow as tf
 
 from precscope.origin_records import DATA_ID
 from precscope.probes import code_places, keras_internals, shadow_internals
+from precscope.probes.layer_calls import operations_since, shadow_call
 from precscope.probes.recorder import Recorder, TensorKey
 from precscope.probes.tensor_sources import TensorSources, map_named
 
@@ -153,11 +155,10 @@ class LayerTaps:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Shadow `call` of every layer for as long as the context lasts."""
+        """Shadow the call of every layer for as long as the context lasts."""
         with ExitStack() as stack:
             for plan in self.plans.values():
-                call = self._tapped(plan, plan.layer.call)
-                stack.callback(keras_internals.set_instance_attribute(plan.layer, "call", call))
+                stack.callback(shadow_call(plan.layer, partial(self._tapped, plan)))
             try:
                 yield
             finally:
@@ -196,7 +197,7 @@ class LayerTaps:
                 return call(*args, **kwargs)
             args, kwargs = self._note_inputs(plan, args, kwargs)
             graph = keras_internals.current_graph()
-            begin = 0 if graph is None else len(graph.get_operations())
+            begin = 0 if graph is None else graph.num_operations()
             self._calling.layers.append(plan.id)
             try:
                 outputs = call(*args, **kwargs)
@@ -204,8 +205,7 @@ class LayerTaps:
                 self._calling.layers.pop()
             if plan.order is None:
                 self._number(plan)
-                ops = [] if graph is None else graph.get_operations()[begin:]
-                plan.place = code_places.place_of_call(plan.layer, ops)
+                plan.place = code_places.place_of_call(plan.layer, operations_since(graph, begin))
             return self._tap_outputs(plan, outputs)
 
         return tapped_call

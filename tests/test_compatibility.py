@@ -56,6 +56,29 @@ def test_the_judge_notices_what_it_is_there_for(monkeypatch: pytest.MonkeyPatch)
     assert verdict["reasons"]["forward: it only rearranges its input"] == 1
 
 
+def test_what_keras_refuses_must_be_refused_in_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build() -> Training:
+        stack = [keras.layers.Dense(3), keras.layers.Activation(lambda x: keras.ops.matmul(x, x))]
+        return fit(compiled(keras.Sequential([*stack, keras.layers.Dense(1)])), noise(8, 4), noise(8, 1))
+
+    refused = Configuration("refused", "test", build, refused="Dimensions must be equal")
+    record = judge(refused, "float32")
+    assert record["faults"] == []
+    assert record["passed"]
+
+    assert judge(Configuration("trains", "test", perceptron, refused="anything"), "float32")["faults"] == [
+        "trains, though Keras was to say: anything"
+    ]
+
+    def other(*arguments: Any) -> None:
+        raise TypeError("another error")
+
+    monkeypatch.setattr("tests.compatibility.judge._watched", other)
+    faults = judge(refused, "float32")["faults"]
+    assert len(faults) == 2
+    assert "with it TypeError: another error" in faults[1]
+
+
 def test_differences_are_shares_of_the_way_that_weights_went() -> None:
     def outcome(weights: list[float], losses: list[float], seed: int = 3) -> Outcome:
         arrays = {"w": np.array(weights, np.float32), "seed": np.array([seed])}

@@ -39,6 +39,7 @@ column, with `--cpu-jobs N` beside it both; `--merge FILE` adds the results of a
 - **What is not recorded says why:** each layer is recorded forward and backward, or gives a reason. Beside reasons that
   every model has (a layer that only rearranges or selects, a model whose output is its last layer's, a float32 softmax
   or sigmoid, behind which Keras' losses look for the logits) only those pass that the configuration names beforehand.
+- Where Keras itself refuses to train, the row holds its words, and they are the same under PrecScope.
 - Every trainable weight's gradient is recorded, PrecScope tells of no trouble, and leaves nothing behind on model or
   optimizer.
 
@@ -53,6 +54,8 @@ a layer (2^-24, 2^-11 or 2^-8), which depth, and normalization over small batche
 AFTER = """
 ## What this taught, and what remains
 
+- On TensorFlow Keras has no flash attention: asked for it (`flash_attention=True`) it refuses to train, with the same
+  words under PrecScope; `keras.config.enable_flash_attention()` alone changes nothing.
 - Keras itself (3.15 on TensorFlow) refuses a `train_step` that returns nothing or an empty dict: there is no such row.
 - Of several optimizers, loss, loss scale and applied steps are those of one: the model's own, or the first that is used
   where that one never is. Weights and gradients are recorded for all.
@@ -122,7 +125,8 @@ def group_table(records: Records, shown: list[tuple[Any, str]]) -> list[str]:
         results = _results(records, configuration, policy)
         best = next(iter(results.values()), {})
         seen = f"{best['forward']}, {best['backward']} of {best['layers']}" if "layers" in best else ""
-        cells = [configuration.name, policy, seen, _reasons(best), _difference(best)]
+        reasons = f"Keras refuses: {best['refused']}" if "refused" in best else _reasons(best)
+        cells = [configuration.name, policy, seen, reasons, _difference(best)]
         lines.append(f"| {' | '.join(cells)} | {_verdict(results.get('cpu'))} | {_verdict(results.get('gpu'))} |")
     return lines
 
