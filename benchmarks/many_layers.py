@@ -21,7 +21,7 @@ import platform
 import pstats
 import tempfile
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -166,11 +166,8 @@ def readings_of(run_dir: Path, page: Path) -> dict[str, float]:
     found = {}
     for name, arguments in (("report", []), ("page", ["--html", str(page), "--force"])):
         before = time.perf_counter()
-        with open(os.devnull, "w") as nowhere:
-            import contextlib
-
-            with contextlib.redirect_stdout(nowhere):
-                command(["report", str(run_dir), *arguments])
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+            command(["report", str(run_dir), *arguments])
         found[name] = time.perf_counter() - before
     found["page, MB"] = page.stat().st_size / 1e6
     found["run directory, MB"] = sum(file.stat().st_size for file in run_dir.rglob("*")) / 1e6

@@ -47,9 +47,9 @@ def measure(case: str, policy: str, batch: int | None, runs: int) -> str:
     import tensorflow as tf
 
     from precscope.options import Options
-    from precscope.probes import keras_internals
     from precscope.probes.batch_handout import Batch
     from precscope.probes.demos import load_demo
+    from precscope.probes.internals.optimizers import loss_scale
     from precscope.probes.model_records import ModelRecords
     from precscope.probes.reference_step import ReferenceStep
 
@@ -60,7 +60,7 @@ def measure(case: str, policy: str, batch: int | None, runs: int) -> str:
     data = (inputs[0], tf.zeros([size], tf.int32))
     plain_s = _median([_timed(lambda: model.train_on_batch(*data)) for _ in range(runs + 2)][2:])
 
-    scale = keras_internals.loss_scale(model.optimizer)
+    scale = loss_scale(model.optimizer)
     step = ReferenceStep(model, model.optimizer, ModelRecords(model, Options()).plans)
     times: list[float] = []
     tracing_s = 0.0

@@ -41,12 +41,12 @@ def compiled(part: str, dtype: str) -> Callable[..., Any]:
     """Return a function of tensors that gives one number, which needs all that is computed of each of them."""
     import tensorflow as tf
 
-    from precscope.probes import keras_internals
+    from precscope.probes.internals.xla import tie
 
     one = for_one_tensor(part, dtype)
 
     def every(*tensors: Any) -> Any:
-        outputs = [output for x in tensors for output in keras_internals.tie([x, *one(x)])[1:]]
+        outputs = [output for x in tensors for output in tie([x, *one(x)])[1:]]
         return tf.add_n([tf.reduce_max(tf.cast(output, tf.float32)) for output in outputs])
 
     return tf.function(every, jit_compile=True, autograph=False)

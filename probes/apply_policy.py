@@ -14,7 +14,9 @@ from precscope.formats import FORMATS
 from precscope.layer_match import match_layers
 from precscope.policy import MODEL, Policy
 from precscope.policy_file import read_policy
-from precscope.probes import keras_internals, policy_internals
+from precscope.probes.internals.dtype_policies import own_policy, set_saved_policies
+from precscope.probes.internals.optimizers import is_dynamic, set_initial_scale, wrap_optimizer, wrapped_optimizer
+from precscope.probes.internals.train_functions import forget_traced_functions
 from precscope.probes.layer_policies import cannot_flip, model_layers, set_layer_policies, with_sublayers
 
 if TYPE_CHECKING:
@@ -78,13 +80,13 @@ def apply_policy(model: Any, policy: Policy | str | os.PathLike[str], *, optimiz
     policy = policy if isinstance(policy, Policy) else read_policy(policy)
     wanted, left = wanted_policies(model, policy)
     layers = model_layers(model)
-    changed = {name: new for name, new in wanted.items() if keras_internals.own_policy(layers[name]).name != new}
+    changed = {name: new for name, new in wanted.items() if own_policy(layers[name]).name != new}
     with ExitStack() as undone_on_failure:
         undone_on_failure.callback(set_layer_policies(model, changed))
         not_saved = _let_be_saved(layers, policy.default, undone_on_failure)
         trained_with, wrapped = _give_optimizer(model, policy, optimizer, undone_on_failure)
         undone_on_failure.pop_all()
-    policy_internals.forget_traced_functions(model)
+    forget_traced_functions(model)
     return AppliedPolicy(changed, trained_with, wrapped, left, not_saved)
 
 
@@ -125,7 +127,7 @@ def _settable(
         layer = layers[name]
         if layer.compute_dtype not in FORMATS or isinstance(layer, keras.layers.InputLayer):
             continue
-        same = keras_internals.own_policy(layer).name == policy
+        same = own_policy(layer).name == policy
         reason = None if same else cannot_flip(layer, policy)
         if reason is None:
             settable[name] = policy
@@ -159,7 +161,7 @@ def _let_be_saved(layers: Mapping[str, Any], default: str, undone_on_failure: Ex
     """Let the owners' configurations carry what they can; return the layers off the default that are not carried."""
     carried: dict[str, bool] = {}
     for name, layer in layers.items():
-        carried[name], undo = policy_internals.set_saved_policies(layer)
+        carried[name], undo = set_saved_policies(layer)
         undone_on_failure.callback(undo)
     return tuple(
         name
@@ -167,7 +169,7 @@ def _let_be_saved(layers: Mapping[str, Any], default: str, undone_on_failure: Ex
         if name != MODEL
         and layer.compute_dtype in FORMATS
         and not isinstance(layer, keras.layers.InputLayer)
-        and keras_internals.own_policy(layer).name != default
+        and own_policy(layer).name != default
         and not all(carried[owner] for owner in _owners(name, layers))
     )
 
@@ -187,13 +189,13 @@ def _give_optimizer(model: Any, policy: Policy, given: Any, undone_on_failure: E
     optimizer = given if given is not None else getattr(model, "optimizer", None)
     if optimizer is None or not needs.loss_scale_optimizer:
         return optimizer, False
-    if keras_internals.is_dynamic(optimizer):
+    if is_dynamic(optimizer):
         if needs.initial_scale is not None and int(optimizer.iterations.numpy()) == 0 and _has_not_moved(optimizer):
-            policy_internals.set_initial_scale(optimizer, needs.initial_scale)
+            set_initial_scale(optimizer, needs.initial_scale)
         return optimizer, False
     if given is not None:
-        return policy_internals.wrapped(optimizer, needs.initial_scale), True
-    undone_on_failure.callback(policy_internals.wrap_optimizer(model, needs.initial_scale))
+        return wrapped_optimizer(optimizer, needs.initial_scale), True
+    undone_on_failure.callback(wrap_optimizer(model, needs.initial_scale))
     return model.optimizer, True
 
 

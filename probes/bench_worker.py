@@ -72,7 +72,7 @@ class Training:
         """Return memory, loss and how many steps were applied."""
         import tensorflow as tf
 
-        from precscope.probes import keras_internals
+        from precscope.probes.internals.optimizers import update_counter
 
         on_gpu = self.device.startswith("GPU")
         loss = self._logs.get("loss") if isinstance(self._logs, dict) else None
@@ -83,7 +83,7 @@ class Training:
             "memory_source": "allocator" if on_gpu else "resident",
             "loss": None if loss is None else float(loss),
             "steps": self._steps,
-            "steps_applied": int(keras_internals.update_counter(self.model.optimizer).numpy()),
+            "steps_applied": int(update_counter(self.model.optimizer).numpy()),
         }
 
     @property
@@ -223,9 +223,9 @@ def _even_batches(dataset: Any) -> tuple[int | None, Any]:
 
 
 def _notices(model: Any, policy: str) -> list[str]:
-    from precscope.probes import keras_internals
+    from precscope.probes.internals.layer_tree import walk_layers
 
-    used = {layer.dtype_policy.name for _, layer in keras_internals.walk_layers(model)}
+    used = {layer.dtype_policy.name for _, layer in walk_layers(model)}
     if policy in used or not used:
         return []
     return [

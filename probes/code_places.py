@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from precscope.probes import keras_internals
+from precscope.probes.internals.graphs import call_stack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -54,7 +54,7 @@ def place_of_call(layer: Any, ops: Sequence[Any]) -> str | None:
     # Inside a library's layer no line is the user's: any op tells who called it.
     place = place_of_ops(ops if _is_own(type(layer)) else ops[:1])
     if place is None and not ops:
-        frame = innermost_own_frame(_in_trace(keras_internals.stack()))
+        frame = innermost_own_frame(_in_trace(call_stack()))
         place = None if frame is None else place_of_frame(frame)
     return place or _place_of_class(type(layer).call)
 

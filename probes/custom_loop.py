@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from precscope.probes import keras_internals
-from precscope.probes.replica_internals import ONE_REPLICA
+from precscope.probes.internals.distribution import ONE_REPLICA
+from precscope.probes.internals.tf_functions import is_compiled_by_xla
 from precscope.probes.replicas import recorder_for
 from precscope.probes.train_function import probed_function
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from precscope.probes.batch_handout import BatchHandout
+    from precscope.probes.internals.distribution import Replicas
     from precscope.probes.optimizer_taps import OptimizerTaps
     from precscope.probes.recorder import Recorder
-    from precscope.probes.replica_internals import Replicas
     from precscope.probes.sampling_loop import SamplingLoop
     from precscope.probes.taps import LayerTaps
     from precscope.probes.tripwire import Tripwire
@@ -98,7 +98,7 @@ class InstrumentedStep:
 
     def _prepare(self) -> tuple[Recorder, Callable[..., Any]]:
         if self._recorder is None or self._probed is None:
-            recorder = recorder_for(self._replicas, keras_internals.is_compiled_by_xla(self.plain))
+            recorder = recorder_for(self._replicas, is_compiled_by_xla(self.plain))
             self._probed = probed_function(self.plain, recorder, *self._make_taps(recorder))
             self._recorder = recorder
         return self._recorder, self._probed

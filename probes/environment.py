@@ -12,9 +12,10 @@ import keras
 import psutil
 import tensorflow as tf
 
-from precscope.probes import keras_internals
 from precscope.probes.gpus import describe_gpus
-from precscope.probes.replica_internals import ONE_REPLICA, Replicas
+from precscope.probes.internals.distribution import ONE_REPLICA, Replicas
+from precscope.probes.internals.layer_tree import walk_layers
+from precscope.probes.internals.optimizers import growth_steps, initial_scale, inner_optimizer, loss_scaling
 from precscope.records import RunRecord
 
 if TYPE_CHECKING:
@@ -42,17 +43,17 @@ def describe_run(name: str, model: Any, optimizer: Any, options: Options, replic
 
 def describe_model(model: Any, optimizer: Any, replicas: Replicas = ONE_REPLICA) -> dict[str, Any]:
     """Return what identifies the model and how it is trained; `loss_scaling` is "dynamic", "static" or "none"."""
-    inner = keras_internals.inner_optimizer(optimizer)
+    inner = inner_optimizer(optimizer)
     return {
         "name": model.name,
         "class": type(model).__name__,
         "dtype_policy": model.dtype_policy.name,
-        "layers": sum(1 for _ in keras_internals.walk_layers(model)),
+        "layers": sum(1 for _ in walk_layers(model)),
         "parameters": _parameters(model),
         "optimizer": type(inner).__name__,
-        "loss_scaling": keras_internals.loss_scaling(optimizer),
-        "initial_loss_scale": keras_internals.initial_scale(optimizer),
-        "loss_scale_growth_steps": keras_internals.growth_steps(optimizer),
+        "loss_scaling": loss_scaling(optimizer),
+        "initial_loss_scale": initial_scale(optimizer),
+        "loss_scale_growth_steps": growth_steps(optimizer),
         "jit_compile": bool(getattr(model, "jit_compile", False)) if getattr(model, "compiled", False) else None,
         "run_eagerly": bool(getattr(model, "run_eagerly", False)),
         "steps_per_execution": int(getattr(model, "steps_per_execution", 1) or 1),

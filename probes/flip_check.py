@@ -14,7 +14,8 @@ import keras
 import tensorflow as tf
 
 from precscope.formats import FORMATS
-from precscope.probes import keras_internals
+from precscope.probes.internals.layer_calls import set_instance_attribute
+from precscope.probes.internals.layer_tree import MODEL_ID, has_named_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -60,11 +61,11 @@ def watch_flips(layers: Mapping[str, Any]) -> Iterator[FlipWatch]:
     watch = FlipWatch()
     with ExitStack() as stack:
         for layer_id, layer in layers.items():
-            if layer_id == keras_internals.MODEL_ID or keras_internals.has_named_layers(layer):
+            if layer_id == MODEL_ID or has_named_layers(layer):
                 continue
             if layer.compute_dtype in FORMATS:
                 call = _watched(watch, layer_id, layer, layer.call)
-                stack.callback(keras_internals.set_instance_attribute(layer, "call", call))
+                stack.callback(set_instance_attribute(layer, "call", call))
         yield watch
 
 

@@ -11,9 +11,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from precscope.probes import keras_internals
 from precscope.probes.code_places import innermost_own_frame, place_of_frame
-from precscope.probes.layer_calls import operations_since, shadow_call
+from precscope.probes.internals.graphs import current_graph, operation_count, operations_since
+from precscope.probes.internals.layer_calls import shadow_call
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -54,15 +54,15 @@ def trace_forward(model: Any, layers: Mapping[str, Any], inputs: Any) -> Forward
 
     Args:
         model: A built Keras model.
-        layers: Its layers by id, as `keras_internals.walk_layers` names them.
+        layers: Its layers by id, as `walk_layers` names them.
         inputs: A tree of `tf.TensorSpec`.
     """
     owners: dict[int, LayerOp] = {}
 
     def noting(layer_id: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def noted(*args: Any, **kwargs: Any) -> Any:
-            graph = keras_internals.current_graph()
-            begin = 0 if graph is None else graph.num_operations()
+            graph = current_graph()
+            begin = operation_count(graph)
             result = call(*args, **kwargs)
             for op in operations_since(graph, begin):
                 # A sub-layer's call ended before its owner's: what it made is taken.

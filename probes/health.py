@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from precscope.probes import keras_internals
+from precscope.probes.internals.optimizers import optimized_variables
+from precscope.probes.internals.train_functions import running_loss
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,9 +38,9 @@ class Health:
 
     def complaint(self) -> NoticedBy | None:
         """Return what is not finite; None where nothing is. Waits for the device."""
-        if not _is_finite(keras_internals.running_loss(self._model)) or not _is_finite(self.last_loss):
+        if not _is_finite(running_loss(self._model)) or not _is_finite(self.last_loss):
             return "loss"
-        variables = keras_internals.optimized_variables(self._optimizer()) if self._optimizer().built else []
+        variables = optimized_variables(self._optimizer()) if self._optimizer().built else []
         smallest = min(variables, key=lambda variable: int(np.prod(variable.shape)), default=None)
         return None if smallest is None or _is_finite(smallest) else "weights"
 

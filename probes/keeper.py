@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from precscope.probes.internals.distribution import Replicas
     from precscope.probes.model_records import ModelRecords
-    from precscope.probes.recorder import Reading, TensorKey
-    from precscope.probes.replica_internals import Replicas
+    from precscope.probes.reading import Reading, TensorKey
     from precscope.probes.sampling_loop import SampledStep
     from precscope.writer import RunWriter
 

@@ -13,7 +13,13 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from precscope.errors import PolicyError
-from precscope.probes import keras_internals
+from precscope.probes.internals.dtype_policies import (
+    overrides_compute_dtype,
+    own_policy,
+    refresh_dtype_cache,
+    set_own_policy,
+)
+from precscope.probes.internals.layer_tree import MODEL_ID, own_variables, walk_layers
 from precscope.suggest import did_you_mean
 
 if TYPE_CHECKING:
@@ -34,7 +40,7 @@ _FLOATS = ("float16", "bfloat16", "float32")
 
 def model_layers(model: Any) -> dict[str, Any]:
     """Return the model itself (`MODEL_ID`, whose policy casts a subclassed model's inputs) and its layers, by id."""
-    return {keras_internals.MODEL_ID: model, **dict(keras_internals.walk_layers(model))}
+    return {MODEL_ID: model, **dict(walk_layers(model))}
 
 
 def cannot_flip(layer: Any, policy: str = "float32") -> str | None:
@@ -44,14 +50,14 @@ def cannot_flip(layer: Any, policy: str = "float32") -> str | None:
     itself, shows that in its output only (see `precscope.probes.flip_check`).
     """
     wanted = keras.dtype_policies.get(policy)
-    present = keras_internals.own_policy(layer)
+    present = own_policy(layer)
     if present.quantization_mode is not None:
         return f"it is quantized ({present.name})"
     if layer.compute_dtype not in _FLOATS:
         return f"it computes in {layer.compute_dtype}"
-    if keras_internals.overrides_compute_dtype(layer):
+    if overrides_compute_dtype(layer):
         return f"{type(layer).__name__} decides about its compute dtype itself"
-    dtypes = {keras.backend.standardize_dtype(variable.dtype) for variable in keras_internals.own_variables(layer)}
+    dtypes = {keras.backend.standardize_dtype(variable.dtype) for variable in own_variables(layer)}
     other = sorted(dtype for dtype in dtypes if "float" in dtype and dtype != wanted.variable_dtype)
     if other:
         return (
@@ -97,7 +103,7 @@ def with_sublayers(model: Any, layer_ids: Iterable[str]) -> tuple[str, ...]:
     for wanted in layer_ids:
         if wanted not in layers:
             raise _unknown(wanted, layers)
-        owned = keras_internals.walk_layers(layers[wanted])
+        owned = walk_layers(layers[wanted])
         inside = {id(layer) for _, layer in owned}
         found[wanted] = None
         found.update((layer_id, None) for layer_id, layer in layers.items() if id(layer) in inside)
@@ -155,8 +161,8 @@ def _unknown(layer_id: str, layers: Mapping[str, Any]) -> PolicyError:
 
 def _set(layer: Any, policy: str) -> Callable[[], None]:
     """Set the policy and what the layer made of the former one; return what undoes both."""
-    undo_policy = keras_internals.set_own_policy(layer, keras.dtype_policies.get(policy))
-    undo_cache = keras_internals.refresh_dtype_cache(layer)
+    undo_policy = set_own_policy(layer, keras.dtype_policies.get(policy))
+    undo_cache = refresh_dtype_cache(layer)
 
     def undo() -> None:
         undo_policy()

@@ -18,10 +18,23 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import keras
 import tensorflow as tf
 
-from precscope.probes import keras_internals, shadow_internals
-from precscope.probes.layer_calls import operations_since
+from precscope.probes.internals.dtype_policies import (
+    float32_compute_policy,
+    own_policy,
+    refresh_dtype_cache,
+    set_own_policy,
+)
+from precscope.probes.internals.graphs import current_graph, operation_count, operations_since
+from precscope.probes.internals.layer_calls import (
+    call_state,
+    call_under_policy,
+    kept_losses,
+    set_instance_attribute,
+    with_mask_of,
+)
+from precscope.probes.internals.layer_tree import own_variables, walk_layers
 from precscope.probes.layer_policies import cannot_flip, model_layers
-from precscope.probes.recorder import TensorKey
+from precscope.probes.reading import TensorKey
 from precscope.probes.taps import is_read_by_losses
 from precscope.probes.tensor_errors import error_sums
 
@@ -85,7 +98,7 @@ class ReferencePass:
             for plan in plans.values()
             if id(plan.layer) not in in_cells and (plan.unseen is None or plan.gradient_unseen is None)
         ]
-        self._trained = {id(layer): keras_internals.own_policy(layer) for layer in layers.values()}
+        self._trained = {id(layer): own_policy(layer) for layer in layers.values()}
         self._unnamed: list[Any] = []  # layers with 16-bit variables: Keras has no name for the policy they need
         self.policies: dict[str, str] = {}
         self.left_out: dict[str, str] = {}
@@ -110,16 +123,16 @@ class ReferencePass:
         self._weights: dict[TensorKey, list[tuple[Any, Any]]] = defaultdict(list)
         with ExitStack() as stack:
             for layer in self._unnamed:
-                policy = shadow_internals.float32_compute_policy(layer)
-                stack.callback(keras_internals.set_own_policy(layer, policy))
+                policy = float32_compute_policy(layer)
+                stack.callback(set_own_policy(layer, policy))
             for plan in self._plans:
                 call = self._doubled(plan, plan.layer.call)
-                stack.callback(keras_internals.set_instance_attribute(plan.layer, "call", call))
+                stack.callback(set_instance_attribute(plan.layer, "call", call))
             yield
             self._keep_weights()
 
     def _doubled(self, plan: TapPlan, call: Callable[..., Any]) -> Callable[..., Any]:
-        family = [plan.layer, *(inner for _, inner in keras_internals.walk_layers(plan.layer))]
+        family = [plan.layer, *(inner for _, inner in walk_layers(plan.layer))]
         is_narrow = any(self._trained[id(layer)].compute_dtype in _NARROW for layer in family)
         calls = 0
 
@@ -146,7 +159,7 @@ class ReferencePass:
         self, plan: TapPlan, family: Sequence[Any], call: Callable[..., Any], args: Any, kwargs: Any
     ) -> tuple[Any, _Twin | None]:
         """Call the layer in float32 and its twin, both from the same state; the state goes on from the first."""
-        state = shadow_internals.call_state(family)
+        state = call_state(family)
         before = _values(state)
         inputs = [x for x in keras.tree.flatten((args, kwargs)) if _is_float(x)]
         with tf.GradientTape(persistent=True) as tape:
@@ -176,7 +189,7 @@ class ReferencePass:
         return {
             TensorKey(self._ids[id(owner)], "weight_gradient", variable.name): variable
             for owner in (layer, *_inside_cell(layer))
-            for variable in keras_internals.own_variables(owner)
+            for variable in own_variables(owner)
             if variable.trainable
         }
 
@@ -185,11 +198,11 @@ class ReferencePass:
         self._in_twin = True
         try:
             with ExitStack() as stack:
-                stack.enter_context(shadow_internals.kept_losses(family))
+                stack.enter_context(kept_losses(family))
                 for layer in family:
-                    stack.callback(keras_internals.set_own_policy(layer, self._trained[id(layer)]))
-                    stack.callback(keras_internals.refresh_dtype_cache(layer))
-                return shadow_internals.call_under_policy(family[0], call, args, kwargs)
+                    stack.callback(set_own_policy(layer, self._trained[id(layer)]))
+                    stack.callback(refresh_dtype_cache(layer))
+                return call_under_policy(family[0], call, args, kwargs)
         finally:
             self._in_twin = False
             self._claimed.update(map(id, _ops_from(begin)))
@@ -231,7 +244,7 @@ class ReferencePass:
 
             return tf.identity(x), gradient_of
 
-        return shadow_internals.with_mask_of(tensor, tf.custom_gradient(tap)(tensor))
+        return with_mask_of(tensor, tf.custom_gradient(tap)(tensor))
 
     def _keep_own_gradients(self, part: Part, twin: _Twin, place: int, gradient: Any) -> None:
         """Run both backward passes from the gradient that arrives at one output."""
@@ -263,16 +276,15 @@ def _inside_cell(layer: Any) -> list[Any]:
     cell = getattr(layer, "cell", None) if isinstance(layer, keras.layers.RNN) else None
     if not isinstance(cell, keras.layers.Layer):
         return []
-    return [cell, *(inner for _, inner in keras_internals.walk_layers(cell))]
+    return [cell, *(inner for _, inner in walk_layers(cell))]
 
 
 def _op_count() -> int:
-    count: int = keras_internals.current_graph().num_operations()
-    return count
+    return operation_count(current_graph())
 
 
 def _ops_from(begin: int) -> list[Any]:
-    return operations_since(keras_internals.current_graph(), begin)
+    return operations_since(current_graph(), begin)
 
 
 def _values(variables: Sequence[Any]) -> list[Any]:

@@ -10,8 +10,8 @@ import tensorflow as tf
 from precscope.advice.finding import SEVERITIES
 from precscope.entry_point import where_it_failed
 from precscope.lint_result import LintFinding, LintResult
-from precscope.probes import keras_internals
 from precscope.probes.forward_graph import trace_forward
+from precscope.probes.internals.layer_tree import has_named_layers, input_structure, walk_layers
 from precscope.probes.lint_checks.attributes import check_epsilons, check_sizes
 from precscope.probes.lint_checks.optimizer import check_loss_scaling
 from precscope.probes.lint_checks.risky_ops import check_operations, upcasting_layers
@@ -43,7 +43,7 @@ def lint_model(model: Any, dataset: Any = None) -> LintResult:
         dataset: A tf.data.Dataset of what `fit` would get. Only the shapes and dtypes of its elements are used: for a
             model that is not functional, and for its `train_step`.
     """
-    layers: Mapping[str, Any] = dict(keras_internals.walk_layers(model))
+    layers: Mapping[str, Any] = dict(walk_layers(model))
     not_checked: list[str] = []
     specs = None if dataset is None else dataset.element_spec
     inputs = _inputs(model, specs)
@@ -58,7 +58,7 @@ def lint_model(model: Any, dataset: Any = None) -> LintResult:
         def operations() -> Iterable[LintFinding]:
             nonlocal layers
             graph = trace_forward(model, layers, inputs)
-            layers = dict(keras_internals.walk_layers(model))  # with what the first call built
+            layers = dict(walk_layers(model))  # with what the first call built
             upcasting.update(upcasting_layers(graph))
             return check_operations(graph)
 
@@ -88,11 +88,10 @@ def _tried(what: str, check: Callable[[], Iterable[LintFinding]], not_checked: l
 
 def _inputs(model: Any, specs: Any) -> Any:
     """Return a tree of `tf.TensorSpec` for a call of the model; None where it is not known."""
-    symbolic = getattr(model, "inputs", None)
-    if keras_internals.has_named_layers(model) and symbolic:
-        tree = getattr(model, "_inputs_struct", symbolic)
-        tree = symbolic[0] if len(symbolic) == 1 and isinstance(model, keras.Sequential) else tree
-        return keras.tree.map_structure(lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), tree)
+    if has_named_layers(model) and getattr(model, "inputs", None):
+        return keras.tree.map_structure(
+            lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), input_structure(model)
+        )
     if specs is None:
         return None
     return specs[0] if isinstance(specs, tuple) else specs

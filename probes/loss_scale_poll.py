@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from precscope.probes import keras_internals
+from precscope.probes.internals.optimizers import growth_counter, is_dynamic, loss_scale, update_counter
 from precscope.probes.sampling_loop import NEVER
 from precscope.records import LossScaleRecord
 
@@ -100,13 +100,13 @@ class LossScalePoll:
 
     def updates(self) -> int:
         """Return the updates that the optimizer has applied, once the device has done all that was queued."""
-        return int(keras_internals.update_counter(self._optimizer()).numpy())
+        return int(update_counter(self._optimizer()).numpy())
 
     def count_anew(self) -> None:
         """Go on counting applied updates where the model was compiled anew with another optimizer."""
         optimizer = self._optimizer()
         if optimizer is not self._counted:
-            old = int(keras_internals.update_counter(self._counted).numpy())
+            old = int(update_counter(self._counted).numpy())
             self._updates_before += old - self._updates_at_start
             self._counted, self._updates_at_start = optimizer, self.updates()
             self.look()
@@ -124,7 +124,7 @@ class LossScalePoll:
         # The first read waits for what was queued: that is training time. The rest is what the look costs.
         applied = self._updates_before + self.updates() - self._updates_at_start
         start_ns = self._clock_ns()
-        value = keras_internals.loss_scale(optimizer)
+        value = loss_scale(optimizer)
         scale = None if value is None else float(value.numpy() if hasattr(value, "numpy") else value)
         self._keeper.keep_loss_scale(
             LossScaleRecord(
@@ -132,10 +132,10 @@ class LossScalePoll:
                 loss_scale=scale,
                 steps_applied=applied,
                 steps_skipped=max(seen - applied, 0) if self.counts_skips else None,
-                steps_since_change=keras_internals.growth_counter(optimizer),
+                steps_since_change=growth_counter(optimizer),
             )
         )
-        if keras_internals.is_dynamic(optimizer):
+        if is_dynamic(optimizer):
             self._raise_alarm(scale, seen, applied)
             if self.counts_skips:
                 self._look_for_skips(seen, max(seen - applied, 0))
@@ -167,7 +167,7 @@ class LossScalePoll:
         try:
             self.updates()  # waits, so that what follows is the look's own time
             self.before_look()
-            if keras_internals.is_dynamic(self._optimizer()):
+            if is_dynamic(self._optimizer()):
                 self.look()
                 return
             start_ns = self._clock_ns()

@@ -11,14 +11,14 @@ import numpy as np
 
 from precscope.formats import FORMATS
 from precscope.origin_records import DATA_ID
-from precscope.probes import keras_internals
-from precscope.probes.keras_internals import MODEL_ID
+from precscope.probes.internals.dtype_policies import own_policy
+from precscope.probes.internals.layer_tree import MODEL_ID, own_variables, walk_layers
 from precscope.probes.taps import TapPlan, plan_taps
 from precscope.records import LayerRecord
 
 if TYPE_CHECKING:
     from precscope.options import Options
-    from precscope.probes.recorder import TensorKey
+    from precscope.probes.reading import TensorKey
 
 __all__ = ["ModelRecords"]
 
@@ -43,7 +43,7 @@ class ModelRecords:
     def refresh(self) -> None:
         """Look at the model again, and plan what is recorded anew."""
         options = self._options
-        layers = dict(keras_internals.walk_layers(self._model))
+        layers = dict(walk_layers(self._model))
         self.plans: dict[str, TapPlan] = plan_taps(layers, options.selects, options.activations, options.gradients)
         self._names: dict[int, tuple[str, str]] = {}
         for layer_id, layer in [(MODEL_ID, self._model), *layers.items()]:
@@ -51,7 +51,7 @@ class ModelRecords:
 
     def _name_variables(self, layer_id: str, layer: Any) -> None:
         taken: set[str] = set()
-        for variable in keras_internals.own_variables(layer):
+        for variable in own_variables(layer):
             name = variable.name
             while name in taken:
                 name += "'"
@@ -137,10 +137,10 @@ def _record(
         order=order,
         type=type(layer).__name__,
         keras_path=layer.path,
-        policy=keras_internals.own_policy(layer).name,
+        policy=own_policy(layer).name,
         compute_dtype=layer.compute_dtype,
         variable_dtype=layer.variable_dtype,
-        parameters=sum(int(np.prod(v.shape)) for v in keras_internals.own_variables(layer) if v.shape is not None),
+        parameters=sum(int(np.prod(v.shape)) for v in own_variables(layer) if v.shape is not None),
         inputs=inputs,
         unseen=unseen,
         gradient_unseen=gradient_unseen,

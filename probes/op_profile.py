@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from precscope.errors import PrecScopeError
 from precscope.op_records import OpRecord, ProfiledWindow
-from precscope.probes import keras_internals
+from precscope.probes.internals.layer_tree import walk_layers
+from precscope.probes.internals.optimizers import inner_optimizer
 from precscope.probes.layer_paths import paths_of_layers
 from precscope.probes.op_scopes import KERAS_OPTIMIZERS
 from precscope.probes.op_time import op_records, read_trace
@@ -175,6 +176,6 @@ def model_op_records(path: Path, model: Any, optimizer: Any) -> tuple[OpRecord, 
     Raises:
         PrecScopeError: The file is no trace, is cut short, or holds no ops.
     """
-    names = {optimizer.name, keras_internals.inner_optimizer(optimizer).name}
-    layers = paths_of_layers(keras_internals.walk_layers(model))
+    names = {optimizer.name, inner_optimizer(optimizer).name}
+    layers = paths_of_layers(walk_layers(model))
     return op_records(read_trace(path), layers, KERAS_OPTIMIZERS | names)

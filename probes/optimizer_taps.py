@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from precscope.probes import keras_internals
-from precscope.probes.recorder import Recorder, TensorKey
+from precscope.probes.internals.layer_calls import set_instance_attribute
+from precscope.probes.internals.optimizers import loss_scale, optimized_variables, update_counter, updates_every_step
+from precscope.probes.reading import TensorKey
 from precscope.probes.scaling_misuse import ScalingWatch
+
+if TYPE_CHECKING:
+    from precscope.probes.recorder import Recorder
 
 __all__ = ["OptimizerTaps"]
 
@@ -57,7 +61,7 @@ class OptimizerTaps:
         self.misuse.begin()
         with ExitStack() as stack:
             for name, tapped in (("scale_loss", self._scale_loss(optimizer)), ("apply", self._apply(optimizer))):
-                stack.callback(keras_internals.set_instance_attribute(optimizer, name, tapped))
+                stack.callback(set_instance_attribute(optimizer, name, tapped))
             yield
 
     def _scale_loss(self, optimizer: Any) -> Callable[[Any], Any]:
@@ -82,7 +86,7 @@ class OptimizerTaps:
             if self._recorder.place() != "root" or not optimizer.built:
                 return original(grads, trainable_variables)
             given = trainable_variables
-            variables = keras_internals.optimized_variables(optimizer) if given is None else list(given)
+            variables = optimized_variables(optimizer) if given is None else list(given)
             return self._recorded_apply(original, grads, variables, given)
 
         return tf.autograph.experimental.do_not_convert(apply)
@@ -91,9 +95,9 @@ class OptimizerTaps:
         self, original: Callable[..., Any], grads: list[Any], variables: Sequence[Any], given: Any
     ) -> Any:
         optimizer, recorder = self._optimizer, self._recorder
-        counter = keras_internals.update_counter(optimizer)
+        counter = update_counter(optimizer)
         # identity: what is read must be the value before the update, whatever runs when.
-        before, scale = tf.identity(counter), _identity(keras_internals.loss_scale(optimizer))
+        before, scale = tf.identity(counter), _identity(loss_scale(optimizer))
         owners = [(index, self._names(variable)) for index, variable in enumerate(variables)]
         named = [(index, owner) for index, owner in owners if owner is not None]
         weights: dict[int, Any] = {}
@@ -106,7 +110,7 @@ class OptimizerTaps:
         result = original(grads, None if given is None else variables)
         for index, (layer, name) in named:
             known = index in weights and isinstance(grads[index], tf.Tensor)
-            if known and keras_internals.updates_every_step(optimizer):
+            if known and updates_every_step(optimizer):
                 after = tf.identity(variables[index].value)
                 recorder.record_update_of(TensorKey(layer, "weight", name), weights[index], after, grads[index])
         if self._leads:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from precscope.origin_records import NoticedBy
     from precscope.probes.keeper import Keeper
     from precscope.probes.model_records import ModelRecords
-    from precscope.probes.recorder import Reading
+    from precscope.probes.reading import Reading
     from precscope.probes.sampling_loop import SampledStep, SamplingLoop
     from precscope.probes.tripwire import Tripped
 

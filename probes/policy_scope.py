@@ -13,8 +13,10 @@ from precscope.formats import FORMATS
 from precscope.layer_match import match_layers
 from precscope.policy import MODEL, Policy
 from precscope.policy_file import read_policy
-from precscope.probes import keras_internals, policy_internals
 from precscope.probes.apply_policy import AppliedPolicy, apply_policy
+from precscope.probes.internals.dtype_policies import set_own_policy
+from precscope.probes.internals.layer_calls import created_layers
+from precscope.probes.internals.layer_tree import functional_inside, walk_layers
 from precscope.probes.layer_policies import cannot_flip
 
 if TYPE_CHECKING:
@@ -64,12 +66,12 @@ def policy_scope(policy: Policy | str | os.PathLike[str]) -> Iterator[PolicyScop
             models.append(layer)
         named = by_name.get((layer.name, type(layer).__name__))
         if named is not None and layer.compute_dtype in FORMATS and cannot_flip(layer, named) is None:
-            keras_internals.set_own_policy(layer, keras.dtype_policies.get(named))
+            set_own_policy(layer, keras.dtype_policies.get(named))
 
     before = keras.config.dtype_policy()
     keras.config.set_dtype_policy(default)
     try:
-        with policy_internals.created_layers(created):
+        with created_layers(created):
             yield scope
     finally:
         keras.config.set_dtype_policy(before)
@@ -88,14 +90,14 @@ def _policies_by_name(policy: Policy) -> dict[tuple[str, str], str]:
 
 def _the_model(policy: Policy, models: list[Any]) -> Any:
     """Return the one model that was built and that the policy fits."""
-    inner = {id(getattr(model, "_functional", None)) for model in models}  # what a Sequential keeps for itself
+    inner = {id(functional_inside(model)) for model in models}  # what a Sequential keeps for itself
     candidates = [model for model in models if id(model) not in inner]
     if not candidates:
         raise PolicyError(
             "No model was built inside precscope.policy_scope. Call the function that builds it inside the block: "
             "with precscope.policy_scope(policy): model = build()."
         )
-    layers = [{name: type(layer).__name__ for name, layer in keras_internals.walk_layers(m)} for m in candidates]
+    layers = [{name: type(layer).__name__ for name, layer in walk_layers(m)} for m in candidates]
     fitting = [m for m, found in zip(candidates, layers, strict=True) if _fits(policy, found)]
     if len(fitting) > 1:
         names = ", ".join(repr(model.name) for model in fitting)

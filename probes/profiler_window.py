@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Self
 
 import tensorflow as tf
+
+from precscope.probes.internals.profiler import holds_no_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,8 +96,7 @@ class ProfilerWindow:
 
     def _start(self) -> None:
         self._directory = TemporaryDirectory(prefix="precscope-profile-", ignore_cleanup_errors=True)
-        # None: TensorFlow's Python API holds no session. Anything else: it does, or this TensorFlow keeps it elsewhere.
-        idle = getattr(sys.modules.get("tensorflow.python.profiler.profiler_v2"), "_profiler", self) is None
+        idle = holds_no_session()
         try:
             self._profiler.start(self._directory.name, _OPTIONS)
         except tf.errors.AlreadyExistsError:

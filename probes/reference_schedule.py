@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from precscope.probes import keras_internals
+from precscope.probes.internals import optimizers
+from precscope.probes.internals.optimizers import growth_counter
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.reference_step import ReferenceStep
 from precscope.reference_records import ReferenceMoment, ReferenceRecord, ReferenceStepRecord
@@ -85,7 +86,7 @@ class ReferenceSchedule:
     def _due_moment(self) -> ReferenceMoment | None:
         if "start" not in self._taken:
             return "start"
-        counter = keras_internals.growth_counter(self._optimizer())
+        counter = growth_counter(self._optimizer())
         if "settled" not in self._taken and counter is not None and counter >= _SETTLED_STEPS:
             return "settled"
         trained_ns = (self._loop.plain_step_ns or 0.0) * self._loop.steps_seen
@@ -101,7 +102,7 @@ class ReferenceSchedule:
             if reason is not None:
                 self._switch_off(f"no reference step can be taken: {reason}")
                 return
-            scale = keras_internals.loss_scale(self._optimizer())
+            scale = optimizers.loss_scale(self._optimizer())
             loss_scale = 1.0 if scale is None else float(scale)
             batch = self._handout.read()
             if batch is not None and 0 < loss_scale < math.inf:  # a scale of 0 leaves nothing to compare

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from precscope.probes.batch_handout import Batch
-    from precscope.probes.recorder import TensorKey
+    from precscope.probes.reading import TensorKey
     from precscope.probes.shadow_step import ShadowTrace
     from precscope.probes.taps import TapPlan
 

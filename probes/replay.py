@@ -9,10 +9,12 @@ import tensorflow as tf
 
 from precscope.options import Options
 from precscope.origin import StepValues
-from precscope.probes import keras_internals
+from precscope.probes.internals.layer_tree import state_variables
+from precscope.probes.internals.tf_functions import converted_function
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.optimizer_taps import OptimizerTaps
-from precscope.probes.recorder import Recorder, reading_of
+from precscope.probes.reading import reading_of
+from precscope.probes.recorder import Recorder
 from precscope.probes.shadow_step import ShadowStep
 from precscope.probes.taps import LayerTaps
 from precscope.probes.tripwire import loss_among
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from precscope.probes.recorder import Reading, TracedTensor
+    from precscope.probes.reading import Reading, TracedTensor
     from precscope.probes.shadow_step import ShadowTrace
 
 __all__ = ["Replay", "set_weights", "step_values", "weights_set"]
@@ -72,7 +74,7 @@ class Replay:
     def _tapped(self, model: Any, function: Any) -> Callable[..., Any]:
         def step(*args: Any, **kwargs: Any) -> Any:
             made = model.train_step if function is None else function
-            made = keras_internals.converted_function(made) if hasattr(made, "python_function") else made
+            made = converted_function(made) if hasattr(made, "python_function") else made
             self._recorder.begin()
             try:
                 result = made(*self._layer_taps.tap_batch(args), **kwargs)
@@ -109,12 +111,12 @@ def step_values(records: ModelRecords, reading: Reading) -> StepValues:
 
 
 def set_weights(model: Any, weights: Mapping[str, NDArray[Any]]) -> list[str]:
-    """Give a model's variables these values, by the names of `keras_internals.state_variables`.
+    """Give a model's variables these values, by the names of `state_variables`.
 
     Returns:
         What does not fit: names of variables that the model lacks, or has in another shape.
     """
-    known = dict(keras_internals.state_variables(model))
+    known = dict(state_variables(model))
     misfits = [name for name, value in weights.items() if name not in known or known[name].shape != value.shape]
     for name, value in weights.items():
         if name not in misfits:
@@ -125,7 +127,7 @@ def set_weights(model: Any, weights: Mapping[str, NDArray[Any]]) -> list[str]:
 @contextmanager
 def weights_set(model: Any, weights: Mapping[str, NDArray[Any]]) -> Iterator[None]:
     """Give a model's variables these values for a while."""
-    before = [(variable.value, tf.identity(variable.value)) for _, variable in keras_internals.state_variables(model)]
+    before = [(variable.value, tf.identity(variable.value)) for _, variable in state_variables(model)]
     try:
         set_weights(model, weights)
         yield

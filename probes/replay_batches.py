@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from precscope.errors import PrecScopeError
 from precscope.kept_batches import TypedArray
-from precscope.probes import keras_internals
+from precscope.probes.internals.layer_tree import state_variables
 from precscope.probes.replayer import ReplayBatch
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def _weights(kept: KeptBatch, model: Any) -> list[Any]:
     They have names, in which Keras' numbers may be others when a model is built again; then their order counts.
     """
     weights: dict[str, Any] = _tensors(kept.load_typed("weights"))
-    own = keras_internals.state_variables(model)
+    own = state_variables(model)
     names = [name for name, _ in own]
     values = [weights[name] for name in names] if set(names) == set(weights) else list(weights.values())
     if [tuple(value.shape) for value in values] != [tuple(variable.shape) for _, variable in own]:

@@ -11,7 +11,7 @@ from precscope.entry_point import load_entry_point, where_it_failed
 from precscope.errors import PrecScopeError
 from precscope.kept_batches import TypedArray, kept_batches
 from precscope.origin import FoundOrigin, all_frames, find_origin
-from precscope.probes import keras_internals
+from precscope.probes.internals.layer_tree import state_variables
 from precscope.probes.origin_watch import origin_record
 from precscope.probes.replay import Replay, set_weights
 from precscope.reader import open_run
@@ -118,7 +118,7 @@ def _prepare(model: Any, optimizer: Any, args: tuple[Any, ...], weights: Any, en
     if not misfits:
         return ()
     # Names that Keras numbers by itself differ from process to process; order and shapes tell as much.
-    variables = [variable for _, variable in keras_internals.state_variables(model)]
+    variables = [variable for _, variable in state_variables(model)]
     values = list(weights.values())
     if [tuple(v.shape) for v in variables] != [value.shape for value in values]:
         raise PrecScopeError(

@@ -11,9 +11,10 @@ import tensorflow as tf
 
 from precscope.errors import PrecScopeError
 from precscope.formats import FORMATS
-from precscope.probes import keras_internals
 from precscope.probes.allocator import AllocatorMemory
 from precscope.probes.flip_check import watch_flips
+from precscope.probes.internals.graphs import current_graph
+from precscope.probes.internals.layer_tree import MODEL_ID, state_variables
 from precscope.probes.layer_policies import model_layers
 from precscope.probes.shadow_step import ShadowStep, observed_layers
 from precscope.replay import Criterion, JudgedScales, Measured, Replay, VariableComparison, judge_replay
@@ -41,7 +42,7 @@ class ReplayBatch:
         step: The train step that it is of.
         args: What the train step is given.
         kwargs: Likewise.
-        weights: Weights and states of seeds to replay it with, in the order of `keras_internals.state_variables`; None
+        weights: Weights and states of seeds to replay it with, in the order of `state_variables`; None
             for those that the model has.
     """
 
@@ -222,9 +223,9 @@ class Replayer:
         with ExitStack() as stack:
             watch = stack.enter_context(watch_flips(layers))
             stack.callback(lambda: self.unflipped.update(watch.unflipped))
-            stack.enter_context(observed_layers({keras_internals.MODEL_ID: self._model}, trace, observe))
+            stack.enter_context(observed_layers({MODEL_ID: self._model}, trace, observe))
             yield
-            tried.casts = _count_casts(keras_internals.current_graph())
+            tried.casts = _count_casts(current_graph())
 
     @contextmanager
     def _weights_of(self, batch: ReplayBatch) -> Iterator[None]:
@@ -232,7 +233,7 @@ class Replayer:
         if batch.weights is None:
             yield
             return
-        variables = [variable for _, variable in keras_internals.state_variables(self._model)]
+        variables = [variable for _, variable in state_variables(self._model)]
         before = [tf.identity(variable.value) for variable in variables]
         try:
             for variable, value in zip(variables, batch.weights, strict=True):

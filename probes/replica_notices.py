@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from precscope.options import Options
-    from precscope.probes.replica_internals import Replicas
+    from precscope.probes.internals.distribution import Replicas
 
 __all__ = ["replica_notices"]
 

@@ -10,8 +10,8 @@ import numpy as np
 import tensorflow as tf
 
 from precscope.merged_scalars import merge_scalars
-from precscope.probes.recorder import Reading, Recorder
-from precscope.probes.replica_internals import Replicas, replica_here
+from precscope.probes.internals.distribution import Replicas, replica_here
+from precscope.probes.recorder import Recorder
 from precscope.replica_records import ReplicaSample
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from precscope.probes.recorder import TensorKey, TracedTensor
+    from precscope.probes.reading import Reading, TensorKey, TracedTensor
 
 __all__ = ["ReplicaRecorder", "SharedTaps", "merged_reading", "recorder_for"]
 
@@ -33,6 +33,7 @@ class ReplicaRecorder(Recorder):
     """
 
     def __init__(self, in_xla: bool, replicas: Replicas) -> None:
+        self.in_xla = in_xla
         self._replicas = replicas
         self._recorders = [Recorder(in_xla, device) for device in replicas.devices]
 

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from precscope.probes.op_profile import OpProfile
-    from precscope.probes.recorder import Reading, Recorder
+    from precscope.probes.reading import Reading
+    from precscope.probes.recorder import Recorder
     from precscope.sampling import Sampler
 
 __all__ = ["NEVER", "Costs", "SampledStep", "SamplingLoop"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from precscope.probes import keras_internals
+from precscope.probes.internals.optimizers import loss_scaling, scale_variable
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -39,7 +39,7 @@ class ScalingWatch:
 
     def __init__(self, optimizer: Any) -> None:
         self._optimizer = optimizer
-        self._is_scaled = keras_internals.loss_scaling(optimizer) != "none"
+        self._is_scaled = loss_scaling(optimizer) != "none"
         self.begin()
 
     def begin(self) -> None:
@@ -56,7 +56,7 @@ class ScalingWatch:
         self._applied = True
         self._clipped = any(_is_clipped(gradient) for gradient in gradients)
         if not self._scaled:
-            variable = keras_internals.scale_variable(self._optimizer)
+            variable = scale_variable(self._optimizer)
             self._scaled_by_hand = any(_reads(gradient, variable) for gradient in gradients[-1:])
 
     def found(self) -> list[str]:

@@ -12,14 +12,7 @@ from precscope.probes.legacy import check_loss_scale_arguments
 if TYPE_CHECKING:
     from precscope.records import RunStatus
 
-__all__ = ["NOTHING_FIRES", "check_model", "how_it_ended"]
-
-#: What to say where a sampled step recorded no layer.
-NOTHING_FIRES = (
-    "no layer's output could be recorded in a sampled step. The train step does not run the model where probes can be "
-    "put on it: it was not given to session.instrument, or it calls a tf.function of its own that was traced before. "
-    "Give the tf.function itself to session.instrument, and call what that returns."
-)
+__all__ = ["check_model", "how_it_ended"]
 
 
 def check_model(model: Any, optimizer: Any) -> None:

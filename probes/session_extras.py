@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from precscope.probes import keras_internals
 from precscope.probes.batch_handout import BatchHandout, BatchKeeping
+from precscope.probes.internals.layer_tree import state_variables
 from precscope.probes.reference_schedule import ReferenceSchedule
 from precscope.probes.tripped_steps import TrippedSteps
 from precscope.probes.tripwire import Tripwire
@@ -42,9 +42,7 @@ class SessionExtras:
     def keep_batch(self, model: Any, step: int) -> None:
         """Keep the batch of the sampled train step `step`, with the model's state, where batches are kept."""
         if self.batches is not None and self.handout is not None:
-            self.batches.keep(
-                step, self.handout, lambda: {name: v.value for name, v in keras_internals.state_variables(model)}
-            )
+            self.batches.keep(step, self.handout, lambda: {name: v.value for name, v in state_variables(model)})
 
 
 def session_extras(

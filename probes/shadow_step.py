@@ -23,11 +23,21 @@ import keras
 import tensorflow as tf
 
 from precscope.options import Options
-from precscope.probes import keras_internals, shadow_internals
-from precscope.probes.layer_calls import shadow_call
+from precscope.probes.internals import optimizers, random_draws
+from precscope.probes.internals.graphs import current_graph
+from precscope.probes.internals.layer_calls import kept_losses, set_instance_attribute, shadow_call, with_mask_of
+from precscope.probes.internals.optimizers import inner_optimizer, optimized_variables
+from precscope.probes.internals.random_draws import equal_random_draws
+from precscope.probes.internals.tf_functions import (
+    assign_variable,
+    converted_function,
+    inlined_functions,
+    read_variable,
+    written_variables,
+)
 from precscope.probes.layer_policies import layer_policies, model_layers
 from precscope.probes.model_records import ModelRecords
-from precscope.probes.recorder import TensorKey
+from precscope.probes.reading import TensorKey
 from precscope.probes.taps import is_read_by_losses
 
 if TYPE_CHECKING:
@@ -66,17 +76,17 @@ class ShadowTrace:
 
     loss_scale: Any
     extra: Any
-    _graph: Any = field(default_factory=keras_internals.current_graph)
-    _kept: dict[Hashable, Any] = field(default_factory=dict)
+    _graph: Any = field(default_factory=current_graph)
+    kept: dict[Hashable, Any] = field(default_factory=dict)
 
     @property
     def is_at_root(self) -> bool:
         """Whether a tensor that exists now can be kept: not inside a loop or a branch of the step."""
-        return keras_internals.current_graph() is self._graph
+        return current_graph() is self._graph
 
     def keep(self, key: Hashable, tensor: Any) -> None:
         """Hand `tensor` out of the step, under `key`; a key that is used again replaces what it held."""
-        self._kept[key] = tensor
+        self.kept[key] = tensor
 
 
 @dataclass(frozen=True)
@@ -140,7 +150,7 @@ class ShadowStep:
             Exception: Whatever the step raises; nothing is changed.
         """
         if loss_scale is None:
-            scale = keras_internals.loss_scale(self._optimizer)
+            scale = optimizers.loss_scale(self._optimizer)
             loss_scale = 1.0 if scale is None else float(scale)
         traced, inputs = self._trace(args, kwargs, extra, loss_scale)
         with _restored(traced.written):
@@ -187,26 +197,26 @@ class ShadowStep:
             self._traced[key] = _Traced(
                 function,
                 keys,
-                shadow_internals.written_variables(concrete),
+                written_variables(concrete),
                 sum((x.shape.num_elements() or 0) * x.dtype.size for x in concrete.outputs),
-                shadow_internals.uneven_draws(concrete),
+                random_draws.uneven_draws(concrete),
             )
         return self._traced[key], inputs
 
     def _body(self, args: Any, kwargs: Any, trace: ShadowTrace) -> dict[Hashable, Any]:
         step = self._step
         with ExitStack() as stack:
-            stack.enter_context(shadow_internals.kept_losses(list(model_layers(self._model).values())))
+            stack.enter_context(kept_losses(list(model_layers(self._model).values())))
             stack.enter_context(layer_policies(self._model, self._policies))
-            stack.enter_context(shadow_internals.equal_random_draws())
+            stack.enter_context(equal_random_draws())
             stack.enter_context(self._without_update(trace))
             if self._taps is not None:
                 stack.enter_context(self._taps(trace))
             if hasattr(step, "python_function"):
-                step = keras_internals.converted_function(step)
-            stack.enter_context(shadow_internals.inlined_functions())
+                step = converted_function(step)
+            stack.enter_context(inlined_functions())
             step(*args, **kwargs)
-        return trace._kept
+        return trace.kept
 
     @contextmanager
     def _without_update(self, trace: ShadowTrace) -> Iterator[None]:
@@ -220,7 +230,7 @@ class ShadowStep:
             return keras.ops.multiply(loss, trace.loss_scale)
 
         def apply(grads: Any, trainable_variables: Any = None) -> None:
-            variables = trainable_variables or keras_internals.optimized_variables(optimizer)
+            variables = trainable_variables or optimized_variables(optimizer)
             for variable, gradient in zip(variables, grads, strict=True):
                 owner = names(variable)
                 if gradient is not None and owner is not None and trace.is_at_root:
@@ -229,9 +239,9 @@ class ShadowStep:
                     )
 
         with ExitStack() as stack:
-            for shadowed in {id(o): o for o in (optimizer, keras_internals.inner_optimizer(optimizer))}.values():
-                stack.callback(keras_internals.set_instance_attribute(shadowed, "scale_loss", scale_loss))
-                stack.callback(keras_internals.set_instance_attribute(shadowed, "apply", apply))
+            for shadowed in {id(o): o for o in (optimizer, inner_optimizer(optimizer))}.values():
+                stack.callback(set_instance_attribute(shadowed, "scale_loss", scale_loss))
+                stack.callback(set_instance_attribute(shadowed, "apply", apply))
             yield
 
 
@@ -246,12 +256,12 @@ _LOSS = object()
 @contextmanager
 def _restored(handles: Sequence[Any]) -> Iterator[None]:
     """Give variables back the values that they had; they are copies, for a buffer may be written in place."""
-    before = [shadow_internals.read_variable(handle) for handle in handles]
+    before = [read_variable(handle) for handle in handles]
     try:
         yield
     finally:
         for handle, value in zip(handles, before, strict=True):
-            shadow_internals.assign_variable(handle, value)
+            assign_variable(handle, value)
 
 
 def _split(arguments: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any]]:
@@ -314,7 +324,7 @@ def _observed_call(
             observe(TensorKey(layer_id, "activation", name), number, x)
             return tf.identity(x), lambda gradient: observed_gradient(name, number, gradient)
 
-        return shadow_internals.with_mask_of(tensor, tf.custom_gradient(tap)(tensor))
+        return with_mask_of(tensor, tf.custom_gradient(tap)(tensor))
 
     def observed_gradient(name: str, number: int, gradient: Any) -> Any:
         if isinstance(gradient, tf.Tensor) and trace.is_at_root:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from precscope.probes import keras_internals
+from precscope.probes.internals.xla import reduce_together, tie
 from precscope.records import SCALAR_DTYPE
 from precscope.statistics import (
     BLOCK,
@@ -145,7 +145,7 @@ def _reduce(table: Any, float_format: FloatFormat) -> tuple[Any, ...]:
     """Reduce [tensors, rows, elements] to [tensors, rows], once for each of `_COMBINE`."""
     bits = tf.bitcast(tf.cast(table, tf.float32), tf.int32)
     # One operation: ten of their own became up to ten kernels a tensor, each of which XLA compiles and tunes.
-    return keras_internals.reduce_together(_accumulands(bits, float_format), _INITIAL, _COMBINE)
+    return reduce_together(_accumulands(bits, float_format), _INITIAL, _COMBINE)
 
 
 def _on_its_own(x: Any) -> Any:
@@ -154,7 +154,7 @@ def _on_its_own(x: Any) -> Any:
     Fused with what computes `x`, each statistic would be a kernel of its own that XLA compiles; read from memory, all
     tensors of a size share one.
     """
-    return keras_internals.tie([x])[0]
+    return tie([x])[0]
 
 
 def _flat(x: Any) -> Any:
@@ -267,7 +267,7 @@ def _grouped(
 
 def _finished_scalars(partials: list[Partials]) -> Any:
     rows = [tf.concat([p.rows[index] for p in partials], 0) for index in range(len(_COMBINE))]
-    columns = [_as_int64(column) for column in keras_internals.reduce_together(rows, _INITIAL, _COMBINE)]
+    columns = [_as_int64(column) for column in reduce_together(rows, _INITIAL, _COMBINE)]
     # The padding is NaN: it takes part in nothing but the count of NaN.
     columns[_NAN] -= tf.concat([p.padding for p in partials], 0)
     counts, looked_at = (tf.concat([getattr(p, name) for p in partials], 0) for name in ("count", "looked_at"))

@@ -12,13 +12,18 @@ import keras
 import tensorflow as tf
 
 from precscope.origin_records import DATA_ID
-from precscope.probes import code_places, keras_internals, shadow_internals
-from precscope.probes.layer_calls import operations_since, shadow_call
-from precscope.probes.recorder import Recorder, TensorKey
+from precscope.probes import code_places
+from precscope.probes.internals.graphs import current_graph, operation_count, operations_since
+from precscope.probes.internals.layer_calls import shadow_call, with_mask_of
+from precscope.probes.internals.layer_tree import has_named_layers
+from precscope.probes.kept_relu import kept_relu
+from precscope.probes.reading import TensorKey
 from precscope.probes.tensor_sources import TensorSources, map_named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
+
+    from precscope.probes.recorder import Recorder
 
 __all__ = ["CodeBetween", "LayerTaps", "TapPlan", "is_read_by_losses", "plan_taps"]
 
@@ -101,7 +106,7 @@ def plan_taps(
 
 
 def _reason_to_leave_out(layer: Any, selected: bool) -> str | None:
-    if keras_internals.has_named_layers(layer):
+    if has_named_layers(layer):
         return "its output is that of its last layer"
     if isinstance(layer, _REARRANGING):
         return "it only rearranges its input"
@@ -157,6 +162,7 @@ class LayerTaps:
     def installed(self) -> Iterator[None]:
         """Shadow the call of every layer for as long as the context lasts."""
         with ExitStack() as stack:
+            stack.enter_context(kept_relu(self._recorder))
             for plan in self.plans.values():
                 stack.callback(shadow_call(plan.layer, partial(self._tapped, plan)))
             try:
@@ -196,8 +202,8 @@ class LayerTaps:
             if not self._recorder.active:
                 return call(*args, **kwargs)
             args, kwargs = self._note_inputs(plan, args, kwargs)
-            graph = keras_internals.current_graph()
-            begin = 0 if graph is None else graph.num_operations()
+            graph = current_graph()
+            begin = operation_count(graph)
             self._calling.layers.append(plan.id)
             try:
                 outputs = call(*args, **kwargs)
@@ -269,7 +275,7 @@ class LayerTaps:
             x = x if plan.unseen else recorder.record(forward, x)
             return tf.identity(x), lambda gradient: _tap_gradient(recorder, backward, plan, gradient)
 
-        return shadow_internals.with_mask_of(tensor, tf.custom_gradient(tap)(tensor))
+        return with_mask_of(tensor, tf.custom_gradient(tap)(tensor))
 
 
 def is_read_by_losses(tensor: Any) -> bool:
@@ -278,7 +284,7 @@ def is_read_by_losses(tensor: Any) -> bool:
     It does so where that op is a softmax or a sigmoid, and works on the probabilities otherwise: a tap would change the
     loss. In 16 bits a cast to float32 lies in between already.
     """
-    op = None if keras_internals.current_graph() is None else getattr(tensor, "op", None)
+    op = None if current_graph() is None else getattr(tensor, "op", None)
     return op is not None and op.type in ("Softmax", "Sigmoid") and tensor.dtype == tf.float32
 
 

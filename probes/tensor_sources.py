@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from precscope.probes import keras_internals
+from precscope.probes.internals.graphs import current_graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +29,7 @@ _HANDING_ON = frozenset(
             "Transpose",
         ),
         "Unpack",
+        "XlaOptimizationBarrier",
     )
 )
 _MOST_OPS = 300
@@ -60,7 +61,7 @@ class TensorSources:
 
         The ops begin with the one nearest the tensor. Nothing is known in eager execution, which keeps no graph.
         """
-        op = None if keras_internals.current_graph() is None else getattr(tensor, "op", None)
+        op = None if current_graph() is None else getattr(tensor, "op", None)
         found: dict[str, None] = {}
         computing: list[Any] = []
         pending, seen = [] if op is None else [op], set[int]()
@@ -102,5 +103,5 @@ def _map(function: Callable[[str, Any], Any], name: str, part: Any) -> Any:
 
 def _before_cast(tensor: Any) -> Any:
     """Return what a graph tensor was cast from: Keras casts at the border of two dtype policies."""
-    operation = None if keras_internals.current_graph() is None else getattr(tensor, "op", None)
+    operation = None if current_graph() is None else getattr(tensor, "op", None)
     return operation.inputs[0] if operation is not None and operation.type == "Cast" else tensor

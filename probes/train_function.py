@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from precscope.probes import keras_internals
-from precscope.probes.replica_internals import ONE_REPLICA
+from precscope.probes.internals.distribution import ONE_REPLICA
+from precscope.probes.internals.tf_functions import clone_function, is_compiled_by_xla, is_tf_function
+from precscope.probes.internals.train_functions import build_train_function, steps_per_epoch, usual_batch
 from precscope.probes.replicas import SharedTaps, recorder_for
 from precscope.probes.tripwire import without_optionals
 
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from precscope.probes.batch_handout import BatchHandout
+    from precscope.probes.internals.distribution import Replicas
     from precscope.probes.optimizer_taps import OptimizerTaps
     from precscope.probes.recorder import Recorder
-    from precscope.probes.replica_internals import Replicas
     from precscope.probes.sampling_loop import SamplingLoop
     from precscope.probes.taps import LayerTaps
     from precscope.probes.tripwire import Tripwire
@@ -57,13 +58,13 @@ def probed_function(
     step: Callable[..., Any], recorder: Recorder, layer_taps: LayerTaps, *optimizer_taps: OptimizerTaps
 ) -> Callable[..., Any]:
     """Return `probed_step` of a step that may be a tf.function: then as one of its own, for a trace that is kept."""
-    if not (hasattr(step, "python_function") and hasattr(step, "_clone")):
+    if not is_tf_function(step):
         return probed_step(step, recorder, layer_taps, *optimizer_taps)
 
     def body(converted: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         return probed_step(converted, recorder, layer_taps, *optimizer_taps)(*args, **kwargs)
 
-    return keras_internals.clone_function(step, body)
+    return clone_function(step, body)
 
 
 def _nothing() -> None:
@@ -151,7 +152,7 @@ class ChoosingTrainFunction:
             loop.steps_seen += self._steps
             if not self._warm:
                 self._warm = True
-                self._batch = loop.batch = keras_internals.usual_batch(self._model, self._steps)
+                self._batch = loop.batch = usual_batch(self._model, self._steps)
                 loop.open_window()
             return result
         if not isinstance(iterator, _ITERATORS):
@@ -192,7 +193,7 @@ class ChoosingTrainFunction:
         if self._epoch < 0 or in_epoch < 0:
             return None
         # Keras goes through all epochs with one iterator where `fit` was given `steps_per_epoch`.
-        epochs, batch = divmod(in_epoch, keras_internals.steps_per_epoch(self._model) or sys.maxsize)
+        epochs, batch = divmod(in_epoch, steps_per_epoch(self._model) or sys.maxsize)
         return self._epoch + epochs, batch
 
     def _is_last_of_epoch(self) -> bool:
@@ -202,7 +203,7 @@ class ChoosingTrainFunction:
 
     def _left_in_epoch(self, iterator: Any) -> int | None:
         """Return how many steps are left before the epoch's last, which may be smaller; None where unknown."""
-        epoch_steps = keras_internals.steps_per_epoch(self._model) or self._epoch_steps
+        epoch_steps = steps_per_epoch(self._model) or self._epoch_steps
         if not epoch_steps or not isinstance(iterator, _ITERATORS):
             return None
         # Keras goes through all epochs with one iterator where `fit` was given `steps_per_epoch`.
@@ -213,10 +214,10 @@ class ChoosingTrainFunction:
         if self._recorder is None or self._probed is None:
             model = self._model
             compiled = bool(model.jit_compile and not model.run_eagerly)
-            in_xla = compiled or keras_internals.is_compiled_by_xla(model.train_step)
+            in_xla = compiled or is_compiled_by_xla(model.train_step)
             self._recorder = recorder_for(self._replicas, in_xla=in_xla)
             self._recorder.batch = self._batch
             step = probed_function(model.train_step, self._recorder, *self._make_taps(self._recorder))
             take = None if self._handout is None else self._handout.take
-            self._probed = keras_internals.build_train_function(model, step, take)
+            self._probed = build_train_function(model, step, take)
         return self._recorder, self._probed

@@ -20,7 +20,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from precscope.probes import keras_internals
+from precscope.probes.internals import optimizers
+from precscope.probes.internals.layer_tree import state_variables
+from precscope.probes.internals.optimizers import is_dynamic, scale_variable, update_counter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -159,11 +161,11 @@ class _Guard:
 
     def __init__(self, model: Any, optimizer: Any) -> None:
         self.optimizer = optimizer
-        self._is_dynamic = keras_internals.is_dynamic(optimizer)
-        self._scale = keras_internals.scale_variable(optimizer)
-        self._fixed_scale = None if self._scale is not None else keras_internals.loss_scale(optimizer)
+        self._is_dynamic = is_dynamic(optimizer)
+        self._scale = scale_variable(optimizer)
+        self._fixed_scale = None if self._scale is not None else optimizers.loss_scale(optimizer)
         self._is_built = bool(optimizer.built)
-        self._names, variables = zip(*keras_internals.state_variables(model), strict=True)
+        self._names, variables = zip(*state_variables(model), strict=True)
         self._variables = [variable.value for variable in variables]
         self._watched = {id(variable.value) for variable in model.trainable_variables}
         self._groups = _grouped(self._variables)
@@ -191,7 +193,7 @@ class _Guard:
         ]
         loss_is_finite = tf.math.is_finite(loss)
         good = tf.reduce_all(tf.stack([*finite, loss_is_finite | (state[_LOSS_WAS_FINITE] == 0)]))
-        updates = tf.cast(keras_internals.update_counter(self.optimizer), tf.int64)
+        updates = tf.cast(update_counter(self.optimizer), tf.int64)
         if self._is_dynamic:
             good &= (updates > state[_UPDATES]) | (state[_COPIED] < 0)
         tripped = tf.where((state[_TRIPPED] < 0) & ~good, state[_COPIED], state[_TRIPPED])
@@ -212,7 +214,7 @@ class _Guard:
         return tf.concat([tf.reshape(self._variables[index].read_value(), [-1]) for index in group], 0)
 
     def _updates(self) -> int:
-        return int(keras_internals.update_counter(self.optimizer).numpy())
+        return int(update_counter(self.optimizer).numpy())
 
     def tripped_step(self) -> int | None:
         """Return the step that tripped; waits for the device."""

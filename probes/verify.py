@@ -18,9 +18,9 @@ from precscope.formats import FORMATS
 from precscope.layer_match import match_layers
 from precscope.minimal_set import SearchResult, smallest_set
 from precscope.policy import MODEL, OptimizerNeeds, Pin, Policy
-from precscope.probes import keras_internals
 from precscope.probes.apply_policy import wanted_policies
 from precscope.probes.environment import describe_hardware
+from precscope.probes.internals.layer_tree import has_named_layers
 from precscope.probes.layer_policies import cannot_flip, layer_policies, model_layers, whole_model
 from precscope.probes.replay_batches import batches_of_run
 from precscope.probes.replayer import Replayer
@@ -119,7 +119,7 @@ class _Setup:
             self.suspects = self._tryable(suspected_layers(self.findings))
             further = further_layers(self.evidence, self.findings)
             # The policy of a subclassed model casts what is fed to it; that of any other does nothing.
-            own = () if keras_internals.has_named_layers(self.model) else (MODEL,)
+            own = () if has_named_layers(self.model) else (MODEL,)
             self.others = self._tryable((*further, *own))
 
     def policies(self, names: frozenset[str]) -> Mapping[str, str]:

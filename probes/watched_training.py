@@ -126,13 +126,13 @@ class TrainingWatch:
             return None
 
     def _watched(self, model: Any, method: Method, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Watched | None:
-        from precscope.probes import keras_internals
+        from precscope.probes.internals import train_functions
         from precscope.probes.session import is_profiled
 
         one = next((one for one in self._open if one.model is model), None)
         if one is not None and one.running:  # inside its own fit
             return None
-        compilation = keras_internals.compilation(model)
+        compilation = train_functions.compilation(model)
         if one is not None and one.compilation is not compilation:
             self._close(one)
             one = None

@@ -11,13 +11,15 @@ import precscope
 from precscope.errors import PolicyError
 from precscope.policy import KeptLayer, MadeFor, OptimizerNeeds, Pin, Policy
 from precscope.policy_file import write_policy
-from precscope.probes import keras_internals
+from precscope.probes.internals.dtype_policies import set_own_policy
+from precscope.probes.internals.layer_tree import walk_layers
+from precscope.probes.internals.optimizers import is_dynamic
 from precscope.probes.layer_policies import model_layers
 from tests.models import data, mlp
 
 
 def policy_for(model, *pins, default="mixed_float16", kept=(), scale=2.0**15):
-    layers = {name: type(layer).__name__ for name, layer in keras_internals.walk_layers(model)}
+    layers = {name: type(layer).__name__ for name, layer in walk_layers(model)}
     needs = OptimizerNeeds(True, scale) if default == "mixed_float16" else OptimizerNeeds()
     made_for = MadeFor(model.name, type(model).__name__, "run", None, layers)
     return Policy(default, made_for, tuple(map(Pin, pins)), tuple(KeptLayer(*entry) for entry in kept), needs)
@@ -108,7 +110,7 @@ def test_a_custom_loop_gets_its_optimizer_wrapped():
     optimizer = keras.optimizers.SGD()
     applied = precscope.apply_policy(model, policy_for(model), optimizer=optimizer)
     assert applied.optimizer.inner_optimizer is optimizer
-    assert not keras_internals.is_dynamic(model.optimizer)
+    assert not is_dynamic(model.optimizer)
 
 
 def test_a_saved_model_keeps_policies_optimizer_and_learning_state(tmp_path):
@@ -129,7 +131,7 @@ def test_a_saved_model_keeps_policies_optimizer_and_learning_state(tmp_path):
     policies = {name: dtype for name, dtype in dtypes(loaded).items() if name not in ("(model)", "inner")}
     assert policies == {name: expected[name] for name in policies}
     assert len(policies) == len(expected) - 2
-    assert keras_internals.is_dynamic(loaded.optimizer)
+    assert is_dynamic(loaded.optimizer)
     assert float(loaded.optimizer.dynamic_scale.numpy()) == 4096.0
     assert int(loaded.optimizer.iterations.numpy()) == int(model.optimizer.iterations.numpy()) == 2
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
@@ -161,7 +163,7 @@ def test_applying_twice_changes_nothing_more_and_another_policy_takes_its_place(
 def test_a_users_own_float32_head_is_not_lowered():
     model = mlp("mixed_float16")
     head = model.get_layer("head")
-    keras_internals.set_own_policy(head, keras.DTypePolicy("float32"))
+    set_own_policy(head, keras.DTypePolicy("float32"))
     precscope.apply_policy(model, policy_for(model, "hidden", kept=[("head", "float32")]))
     assert dtypes(model)["head"] == "float32"
 
@@ -298,7 +300,7 @@ def test_a_model_built_in_a_scope_follows_the_policy_whatever_keras_numbers_its_
         model = named_model()
     assert scope.model is model
     assert list(dtypes(model).values()) == ["float16", "float16", "float16", "float32"]
-    assert keras_internals.is_dynamic(model.optimizer)
+    assert is_dynamic(model.optimizer)
     assert model.optimizer.initial_scale == 512.0
     assert keras.config.dtype_policy().name == "float32"
     model.fit(*(np.zeros((4, n), np.float32) for n in (6, 2)), verbose=0)
@@ -359,4 +361,4 @@ def test_a_scope_loads_a_saved_model_with_its_optimizer(tmp_path):
         loaded = keras.models.load_model(tmp_path / "float32.keras")
     assert dtypes(loaded)["attention/_softmax"] == "float32"
     assert dtypes(loaded)["attention/_query_dense"] == "float16"
-    assert keras_internals.is_dynamic(loaded.optimizer)
+    assert is_dynamic(loaded.optimizer)

@@ -8,8 +8,8 @@ import pytest
 import tensorflow as tf
 
 from precscope.errors import PolicyError
-from precscope.probes import keras_internals
 from precscope.probes.flip_check import watch_flips
+from precscope.probes.internals.dtype_policies import own_policy
 from precscope.probes.layer_policies import (
     flippable_layers,
     layer_policies,
@@ -172,7 +172,7 @@ def test_one_layers_policy_in_a_shared_map_leaves_the_map_alone():
         assert compute_dtypes(model) == {"(model)": "float32", "a": "float32", "b": "float16"}
     assert len(policies) == 0
     assert compute_dtypes(model) == {"(model)": "float32", "a": "float16", "b": "float16"}
-    assert keras_internals.own_policy(model.get_layer("a")).name == "mixed_float16"
+    assert own_policy(model.get_layer("a")).name == "mixed_float16"
 
 
 @pytest.mark.parametrize("given", [False, True])

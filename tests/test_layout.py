@@ -134,6 +134,57 @@ def test_files_that_the_documentation_names_exist(page: str) -> None:
     assert missing == []
 
 
+#: What Keras and TensorFlow do not promise to keep.
+PRIVATE_MODULES = ("keras.src", "tensorflow.compiler", "tensorflow.python")
+
+
+#: What may import a framework, without the door itself.
+_OUTSIDE = [
+    name
+    for name in MODULES
+    if name.startswith(("precscope.probes", "precscope.commands")) and not name.startswith("precscope.probes.internals")
+]
+
+
+@pytest.mark.parametrize("name", _OUTSIDE)
+def test_one_door_leads_behind_the_public_api(name: str) -> None:
+    assert sorted(_private_uses(TREES[name])) == [], "it belongs into a module of probes/internals"
+
+
+def _private_uses(tree: ast.AST) -> Iterator[str]:
+    """Yield what reaches into others' private modules and attributes; an object's own attributes are its own matter."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.Import(names=names):
+                modules = [alias.name for alias in names]
+                yield from (module for module in modules if module.startswith(PRIVATE_MODULES))
+            case ast.ImportFrom(module=str(module), names=names):
+                modules = [f"{module}.{alias.name}" for alias in names]
+                yield from (module for module in modules if module.startswith(PRIVATE_MODULES))
+            case ast.Attribute(value=ast.Name(id="self" | "cls")):
+                pass
+            case ast.Attribute(attr=attribute) if _is_private(attribute):
+                yield ast.unparse(node)
+            case ast.Call(
+                func=ast.Name(id="getattr" | "hasattr" | "setattr"), args=[_, ast.Constant(value=str(name)), *_]
+            ):
+                if _is_private(name):
+                    yield ast.unparse(node)
+
+
+def _is_private(name: str) -> bool:
+    return name == "__internal__" or (name.startswith("_") and not name.startswith("__"))
+
+
+def test_the_search_for_private_uses_finds_them() -> None:
+    code = (
+        "import keras.src.ops, json; from keras import src, ops; from tensorflow.python import util; self._own; "
+        "cls._own; layer._dtype; tf.__internal__.x; getattr(x, '_y', 0); x.__name__; setattr(x, 'y', 0)"
+    )
+    found = ["getattr(x, '_y', 0)", "keras.src", "keras.src.ops", "layer._dtype", "tensorflow.python.util"]
+    assert sorted(_private_uses(ast.parse(code))) == [*found, "tf.__internal__"]
+
+
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
     script = Path(sys.executable).with_name("lint-imports")
     return subprocess.run([script, "--no-cache"], cwd=folder, capture_output=True, text=True, check=False)

@@ -159,7 +159,7 @@ def test_a_fixed_scale_and_none_are_written_down_twice_however_often_they_are_po
     x, y = data(8 * 20)
     with precscope.profile(model, tmp_path / "run", **NO_SAMPLES) as session:
         model.fit(x, y, batch_size=8, verbose=0)
-        assert session._loop.next_poll < NEVER  # for a loss or a weight that is not finite
+        assert session._parts.loop.next_poll < NEVER  # for a loss or a weight that is not finite
     run = precscope.open_run(tmp_path / "run")
     assert [(look.step, look.loss_scale, look.steps_skipped) for look in run.loss_scales] == [
         (0, scale, 0),
@@ -183,7 +183,7 @@ def test_the_alarm_comes_while_the_scale_falls(tmp_path: Path) -> None:
 
 
 def test_a_poll_that_fails_switches_itself_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from precscope.probes import keras_internals
+    from precscope.probes import loss_scale_poll
 
     def gone(optimizer: Any) -> int:
         raise OSError("gone")
@@ -193,8 +193,8 @@ def test_a_poll_that_fails_switches_itself_off(tmp_path: Path, monkeypatch: pyte
     with precscope.profile(model, tmp_path / "run", **NO_SAMPLES) as session:
         model.fit(x[:16], y[:16], batch_size=8, verbose=0)
         with monkeypatch.context() as patch:
-            patch.setattr(keras_internals, "growth_counter", gone)
+            patch.setattr(loss_scale_poll, "growth_counter", gone)
             with pytest.warns(PrecScopeWarning, match="can no longer be followed: OSError"):
                 model.fit(x, y, batch_size=8, verbose=0)
-        assert session._loop.next_poll == NEVER
+        assert session._parts.loop.next_poll == NEVER
     assert int(model.optimizer.iterations.numpy()) == 22

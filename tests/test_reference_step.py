@@ -14,8 +14,9 @@ import tensorflow as tf
 import precscope
 from precscope.errors_between import errors_between
 from precscope.options import Options
-from precscope.probes import keras_internals, reference_step
+from precscope.probes import reference_step
 from precscope.probes.batch_handout import Batch
+from precscope.probes.internals.optimizers import loss_scale
 from precscope.probes.keeper import PrecScopeWarning
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.reference_schedule import reference_records_of
@@ -81,7 +82,7 @@ class Taken:
         batch = tuple(map(tf.constant, batch or [array[:8] for array in data()]))
         model.train_on_batch(*batch)
         before = state_of(model)
-        scale = keras_internals.loss_scale(model.optimizer)
+        scale = loss_scale(model.optimizer)
         step = reference_step.ReferenceStep(model, model.optimizer, ModelRecords(model, Options()).plans)
         measured = step.measure(Batch((batch,), {}), 1.0 if scale is None else float(scale))
         assert_same(before, state_of(model))
@@ -330,7 +331,7 @@ def test_a_failing_reference_step_is_switched_off_and_told_once(tmp_path: Path, 
 def test_none_is_planned_unless_asked_for(tmp_path: Path):
     assert not Options().reference
     with precscope.profile(network(jit_compile=False), tmp_path / "run", **QUIET) as session:
-        assert session._extras.reference is None
+        assert session._parts.extras.reference is None
 
 
 def test_a_sequential_model_inside_another_takes_float32_as_well():

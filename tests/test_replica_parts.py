@@ -12,8 +12,8 @@ import pytest
 import tensorflow as tf
 
 from precscope.options import Options
-from precscope.probes.recorder import Reading, TensorKey, TracedTensor
-from precscope.probes.replica_internals import Replicas, local_sum, mean_loss, replica_here, replicas_of
+from precscope.probes.internals.distribution import Replicas, local_sum, mean_loss, replica_here, replicas_of
+from precscope.probes.reading import Reading, TensorKey, TracedTensor
 from precscope.probes.replica_notices import replica_notices
 from precscope.probes.replicas import SharedTaps, merged_reading
 from tests.core_fixtures import arrays_of

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from precscope.probes.layer_policies import whole_model
-from precscope.probes.recorder import TensorKey
+from precscope.probes.reading import TensorKey
 from precscope.probes.shadow_step import ShadowStep, observed_layers
 from tests.models import data, mlp
 

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 import precscope
 from precscope.origin_records import DATA_ID
-from precscope.probes.keras_internals import walk_layers
+from precscope.probes.internals.layer_tree import walk_layers
 
 if TYPE_CHECKING:
     from pathlib import Path

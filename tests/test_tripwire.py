@@ -85,8 +85,8 @@ def test_it_is_armed_again_after_a_step_that_was_skipped(tmp_path: Path) -> None
         for batch in range(30):
             model.train_on_batch(x[8 * batch : 8 * batch + 8], y[8 * batch : 8 * batch + 8])
             if batch == 10:
-                assert session._extras.tripwire is not None
-                session._extras.tripwire.look()
+                assert session._parts.extras.tripwire is not None
+                session._parts.extras.tripwire.look()
     run = precscope.open_run(tmp_path / "run")
     found = {(origin.cause, origin.layer, origin.step) for origin in run.origins}
     assert found == {("data", "(data)", 4), ("layer", "hidden", 20)}
@@ -128,7 +128,7 @@ def test_many_batches_are_looked_at_early(tmp_path: Path, monkeypatch: pytest.Mo
     held = []
     x, y = rows(12)
     with precscope.profile(model, tmp_path / "run", tripwire=True, **RARE) as session:
-        wire = session._extras.tripwire
+        wire = session._parts.extras.tripwire
         assert wire is not None
         counting = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: held.append(len(wire._given)))
         model.fit(x, y, batch_size=8, verbose=0, callbacks=[counting])

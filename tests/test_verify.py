@@ -13,7 +13,8 @@ import precscope
 from precscope.cli import main
 from precscope.errors import PolicyError, PrecScopeError, SessionError
 from precscope.policy_file import read_policy
-from precscope.probes import keras_internals, replayer
+from precscope.probes import replayer
+from precscope.probes.internals.optimizers import is_dynamic
 from precscope.probes.layer_policies import model_layers
 from precscope.probes.verify import verify_model
 
@@ -320,4 +321,4 @@ def test_the_command_proves_with_a_users_function(broken, tmp_path, monkeypatch,
     assert main(["verify", str(path), "--model", "train.py:build", "--weights", "none.weights.h5"]) == 2
     assert "The weights in 'none.weights.h5' cannot be loaded" in capsys.readouterr().err
     assert keras.config.dtype_policy().name == "float32"
-    assert not keras_internals.is_dynamic(squares(policy="float32").optimizer)
+    assert not is_dynamic(squares(policy="float32").optimizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from precscope.probes.keras_internals import walk_layers
+from precscope.probes.internals.layer_tree import walk_layers
 from tests.zoo.animals import ZOO, case_named
 from tests.zoo.case import build
 from tests.zoo.score import profile_case, score_case

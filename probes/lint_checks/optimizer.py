@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from precscope.advice.wording import counted, listed
 from precscope.lint_result import LintFinding
-from precscope.probes import keras_internals
+from precscope.probes.internals.layer_tree import own_variables
+from precscope.probes.internals.optimizers import loss_scaling
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -19,11 +20,9 @@ def check_loss_scaling(layers: Mapping[str, Any], optimizer: Any) -> Iterator[Li
     if optimizer is None:
         return
     narrow = [
-        layer_id
-        for layer_id, layer in layers.items()
-        if layer.compute_dtype == "float16" and keras_internals.own_variables(layer)
+        layer_id for layer_id, layer in layers.items() if layer.compute_dtype == "float16" and own_variables(layer)
     ]
-    scaling = keras_internals.loss_scaling(optimizer)
+    scaling = loss_scaling(optimizer)
     if narrow and scaling == "none":
         yield LintFinding(
             "unwrapped_optimizer",

@@ -10,8 +10,8 @@ import tensorflow as tf
 from precscope.advice.wording import plain
 from precscope.formats import FORMATS
 from precscope.lint_result import LintFinding
-from precscope.probes import keras_internals
 from precscope.probes.code_places import innermost_own_frame, place_of_frame
+from precscope.probes.internals.layer_calls import set_instance_attribute
 from precscope.probes.scaling_misuse import ScalingWatch
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def check_train_step(model: Any, batch: Any) -> list[LintFinding]:
     original_apply: Callable[..., Any] = optimizer.apply
     with ExitStack() as stack:
         for name, watched in (("scale_loss", scale_loss), ("apply", apply)):
-            stack.callback(keras_internals.set_instance_attribute(optimizer, name, watched))
+            stack.callback(set_instance_attribute(optimizer, name, watched))
         traced = tf.function(model.train_step, autograph=False).get_concrete_function(batch)
     findings = [
         LintFinding("loss_scaling_misused", "error", None, f"{head[0].upper()}{head[1:]}.", advice)

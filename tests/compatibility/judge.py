@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 import precscope
-from precscope.probes import keras_internals
+from precscope.probes.internals.layer_tree import walk_layers
 from precscope.probes.keeper import PrecScopeWarning
 from tests.compatibility.configuration import Configuration, Training, Unwatched
 
@@ -179,7 +179,7 @@ def _watched(training: Training, start: dict[str, np.ndarray], options: dict[str
         outcome.run = precscope.open_run(path)
         outcome.run.scalars  # noqa: B018 - read before the folder goes
     outcome.left_behind = sorted(_traces(training) - traces)
-    reached = {id(layer) for _, layer in keras_internals.walk_layers(training.model)}
+    reached = {id(layer) for _, layer in walk_layers(training.model)}
     all_layers = training.model._flatten_layers(include_self=False)
     outcome.layers = len(all_layers)
     inputs = keras.layers.InputLayer  # a Sequential hides its own

@@ -92,7 +92,7 @@ def keep_in_float32(model: Any, names: Iterable[str]) -> None:
     Raises:
         KeyError: The model has no layer of that id.
     """
-    from precscope.probes.keras_internals import walk_layers
+    from precscope.probes.internals.layer_tree import walk_layers
 
     layers = dict(walk_layers(model))
     for name in names:

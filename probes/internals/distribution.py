@@ -1,7 +1,4 @@
-"""The door to what TensorFlow's distribution strategies do not promise to keep.
-
-Everything here was read in TensorFlow 2.21; when a new release breaks PrecScope under a strategy, it should break here.
-"""
+"""TensorFlow's distribution strategies: replicas, workers, and variables that no strategy mirrors."""
 
 from __future__ import annotations
 
@@ -11,7 +8,15 @@ from typing import Any
 import tensorflow as tf
 from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
-__all__ = ["ONE_REPLICA", "Replicas", "local_sum", "mean_loss", "plain_variable", "replica_here", "replicas_of"]
+__all__ = [
+    "ONE_REPLICA",
+    "Replicas",
+    "local_sum",
+    "mean_loss",
+    "plain_variable",
+    "replica_here",
+    "replicas_of",
+]
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,8 @@ class Replicas:
 
 #: Classes that are public by another name.
 _PUBLIC_NAMES = {"CollectiveAllReduceStrategy": "MultiWorkerMirroredStrategy"}
+
+
 #: Training without a strategy.
 ONE_REPLICA = Replicas("Strategy")
 

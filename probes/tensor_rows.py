@@ -1,0 +1,132 @@
+"""How a recorded tensor becomes its row of statistics: which part is computed where it is made, and which at the end.
+
+In a step that XLA compiles, the first stage is taken where the tensor is, and all tensors are finished together at the
+step's end; elsewhere each tensor's statistic is compiled and finished on its own.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from precscope.formats import FORMATS
+from precscope.probes.internals.xla import tie
+from precscope.probes.statistic import (
+    Partials,
+    bucket_size,
+    finish,
+    pad_to_bucket,
+    partial_statistics,
+    partial_statistics_of_many,
+)
+from precscope.statistics import HISTOGRAM_LIMIT
+
+__all__ = ["TensorRows", "finished_rows", "format_name"]
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """A tensor that is described at the end of the step, together with others of its size."""
+
+    tensor: Any
+    dtype: str
+
+
+class TensorRows:
+    """Describes the tensors of one step.
+
+    Args:
+        in_xla: Whether the step is compiled by XLA as a whole; otherwise each statistic is compiled on its own.
+    """
+
+    def __init__(self, in_xla: bool) -> None:
+        self._in_xla = in_xla
+        self._partial_functions: dict[tuple[str, int | None], Any] = {}
+
+    def part(self, x: Any, dtype: str, batch: int | None, stays: bool) -> tuple[Any, Any]:
+        """Return what `finished_rows` makes a row of, and what to go on with in place of `x`.
+
+        Args:
+            x: A float tensor in the step's own graph.
+            dtype: Name of the format that its values count as.
+            batch: Usual size of a dimension that is unknown; None where that is not known either.
+            stays: Whether the tensor is there until the step's end anyway, as weights and their gradients are.
+        """
+        if not self._in_xla:
+            return _row(x, dtype), x
+        if stays and x.shape.is_fully_defined():
+            return _Waiting(x, dtype), x  # equal sizes are described together
+        if (dtype, batch) not in self._partial_functions:
+            # One function for all tensors of a format, traced once for each shape: what it holds would be some hundred
+            # operations a tensor, and building those took most of a minute for a ResNet-50.
+            self._partial_functions[dtype, batch] = tf.function(
+                functools.partial(_tied_partials, dtype=dtype, batch=batch), autograph=False
+            )
+        x, count, padding, subset, looked_at, *rows = self._partial_functions[dtype, batch](x)
+        return Partials(count, tuple(rows), padding, subset, looked_at), x
+
+    def row_in_loop(self, x: Any, dtype: str, batch: int | None) -> Any:
+        """Return the finished row [ROW_WIDTH] of a tensor in the graph of a loop, which a part could not leave."""
+        if not self._in_xla:
+            return _row(x, dtype)
+        return finish([partial_statistics(x, FORMATS[dtype], batch=batch)])[0]
+
+
+def finished_rows(parts: list[Any]) -> dict[int, Any]:
+    """Return the finished row [ROW_WIDTH] of every part, by the part's id.
+
+    Args:
+        parts: What `TensorRows.part` returned; variables that hold a row, which are read.
+    """
+    groups: dict[tuple[int, str], list[_Waiting]] = {}
+    for part in parts:
+        if isinstance(part, _Waiting):
+            groups.setdefault((bucket_size(part.tensor.shape.num_elements()), part.dtype), []).append(part)
+    owners: list[Any] = [part for part in parts if isinstance(part, Partials)]
+    partials = list(owners)
+    for (_, dtype), group in groups.items():
+        owners += group
+        partials.append(partial_statistics_of_many([part.tensor for part in group], FORMATS[dtype]))
+    rows = dict(zip(map(id, owners), tf.unstack(finish(partials)) if partials else (), strict=True))
+    others = [part for part in parts if id(part) not in rows]
+    return rows | {id(part): part.read_value() if isinstance(part, tf.Variable) else part for part in others}
+
+
+def format_name(dtype: Any) -> str:
+    """Return the name of the format that the values of a TensorFlow dtype count as."""
+    return dtype.name if dtype.name in FORMATS else "float32"  # float64 is recorded as float32
+
+
+def _row(x: Any, dtype: str) -> Any:
+    values = pad_to_bucket(x)
+    if values.shape[0] is not None and values.shape[0] <= HISTOGRAM_LIMIT:
+        return _row_function(dtype)(values, tf.size(x, tf.int64))
+    return _row_function(dtype)(values, None)
+
+
+@functools.cache
+def _row_function(dtype: str) -> Any:
+    """Return the compiled function for all tensors of a format, with one version for each shape.
+
+    One for the whole process: another session, or a model that is compiled anew, finds it compiled.
+    """
+    float_format = FORMATS[dtype]
+    return tf.function(
+        lambda values, count: finish([partial_statistics(values, float_format, count)])[0],
+        jit_compile=True,
+        autograph=False,
+    )
+
+
+def _tied_partials(x: Any, dtype: str, batch: int | None) -> list[Any]:
+    """Return `x` to go on with, and its partial statistics: count, padding, subset, looked at, rows. Inside XLA."""
+    if x.shape.is_fully_defined() and x.shape.num_elements() <= HISTOGRAM_LIMIT:  # few sizes, few kernels
+        partials = partial_statistics(pad_to_bucket(x), FORMATS[dtype], tf.size(x, tf.int64))
+    else:
+        partials = partial_statistics(x, FORMATS[dtype], batch=batch)
+    # The tie: the statistic is taken at once, in a kernel of its own, and nothing that it needs lives longer.
+    x, subset, *rows = tie([x, partials.subset, *partials.rows])
+    return [x, partials.count, partials.padding, subset, partials.looked_at, *rows]
