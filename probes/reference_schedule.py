@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from precscope.probes.internals import optimizers
-from precscope.probes.internals.optimizers import growth_counter
+from precscope.probes.internals.optimizers import growth_counter, multiplier
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.reference_step import ReferenceStep
 from precscope.reference_records import ReferenceMoment, ReferenceRecord, ReferenceStepRecord
@@ -102,9 +101,8 @@ class ReferenceSchedule:
             if reason is not None:
                 self._switch_off(f"no reference step can be taken: {reason}")
                 return
-            scale = optimizers.loss_scale(self._optimizer())
-            loss_scale = 1.0 if scale is None else float(scale)
-            batch = self._handout.read()
+            loss_scale = multiplier(self._optimizer())
+            batch = self._handout.read_share()
             if batch is not None and 0 < loss_scale < math.inf:  # a scale of 0 leaves nothing to compare
                 self._measure(moment, batch, loss_scale)
         except tf.errors.ResourceExhaustedError as error:
@@ -128,6 +126,11 @@ class ReferenceSchedule:
                 "the train step is a plain Python function, and running it once more would repeat what it does beside "
                 "the training. Make it a tf.function."
             )
+        if step is not None and int(self._model.distribute_strategy.num_replicas_in_sync) > 1:
+            return (
+                "the train step of a custom loop runs all replicas of its strategy, and a reference step runs one "
+                "alone. Train with `fit` for that."
+            )
         if step is None and self._model.run_eagerly:
             return (
                 "the model was compiled with run_eagerly=True, and running its Python code once more would repeat what "
@@ -142,6 +145,9 @@ class ReferenceSchedule:
         assert self._sampled is not None
         step, records = reference_records_of(self._sampled, moment, measured, cost_ns)
         self._keeper.write(lambda writer: writer.add_reference(step, records))
+        if (replicas := int(self._model.distribute_strategy.num_replicas_in_sync)) > 1:
+            message = f"reference steps run on what the first of {replicas} replicas is given of the batch"
+            self._keeper.tell("info", "reference", f"{message}, as that replica alone.", self._loop.steps_seen)
         self._last_cost_ns = cost_ns
         if measured.trace_time_ns:  # and TensorFlow optimized the graphs: paid once, so no part of the budget
             self._loop.costs.add("reference_compile", measured.trace_time_ns + cost_ns)

@@ -148,7 +148,7 @@ class Session:
         if not parts.replicas.devices:  # a strategy under which nothing is recorded
             return train_step
         hooks = (parts.taps.make, self._is_built, self._advance)
-        wanted = (parts.extras.handout, parts.extras.tripwire)
+        wanted = (parts.extras.handout, parts.tripwire_of_loops())
         step = InstrumentedStep(train_step, parts.loop, *hooks, *wanted, replicas=parts.replicas)
         self._instrumented.append(step)
         parts.samples.may_be_told_loss = True

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from precscope.options import Options
     from precscope.probes.model_optimizers import ModelOptimizers
+    from precscope.probes.tripwire import Tripwire
     from precscope.records import RunStatus
 
 __all__ = ["SessionParts"]
@@ -85,7 +86,7 @@ class SessionParts:
         origins = OriginWatch(options, loop, keeper, records)
         self.loss_scale.noticed = origins.noticed
         self.extras = SessionExtras()
-        if not replicas.are_several:
+        if replicas.batch_is_here:
             watched = (model, optimizers.leading, options, loop, keeper)
             self.extras = session_extras(*watched, origins, writer.path, self.tell)
         if self.extras.tripwire is not None:
@@ -126,6 +127,17 @@ class SessionParts:
             self._keeper.close(status, reason, self.loop.costs.records())
             if self._live is not None:
                 self._live.stop()
+
+    def tripwire_of_loops(self) -> Tripwire | None:
+        """Return the tripwire for the steps of a custom loop; under a strategy with several replicas there is none."""
+        if self.extras.tripwire is not None and self.replicas.are_several:
+            self.tell(
+                "warning",
+                "tripwire: not for the step of a custom loop under a strategy. It runs all replicas at once, and only "
+                "one replica's step can be run again by itself: `fit` hands it over. Everything else is recorded.",
+            )
+            return None
+        return self.extras.tripwire
 
     def tell(self, level: Literal["info", "warning", "error"], message: str) -> None:
         """Record a notice and, from "warning" up, tell the user: each message once."""

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from precscope.probes.internals import optimizers
+from precscope.probes.internals.distribution import plain_variable, shares
 from precscope.probes.internals.layer_tree import state_variables
 from precscope.probes.internals.optimizers import is_dynamic, scale_variable, update_counter
 
@@ -114,7 +115,7 @@ class Tripwire:
                 self._guard = _Guard(self._model, self._optimizer())
             self._guard.pass_by(step, self._loss, copies=True)
             self._given.append(Given(step, args, kwargs, function))
-            self._given_bytes += sum(_bytes(leaf) for leaf in tf.nest.flatten((args, kwargs)))
+            self._given_bytes += sum(_bytes(leaf) for leaf in tf.nest.flatten(shares((args, kwargs))))
             if self._given_bytes > MOST_BATCH_BYTES:
                 self.look()
         except Exception as error:
@@ -169,9 +170,10 @@ class _Guard:
         self._variables = [variable.value for variable in variables]
         self._watched = {id(variable.value) for variable in model.trainable_variables}
         self._groups = _grouped(self._variables)
-        self._shadows = [tf.Variable(self._joined(group), trainable=False) for group in self._groups]
-        self._scale_before = tf.Variable(0.0 if self._scale is None else self._scale, trainable=False)
-        self._state = tf.Variable([-1, -1, 1, self._updates() - 1], dtype=tf.int64, trainable=False)
+        self._shadows = [plain_variable(self._joined(group), "precscope_weights") for group in self._groups]
+        scale = 0.0 if self._scale is None else tf.identity(self._scale)
+        self._scale_before = plain_variable(scale, "precscope_scale")
+        self._state = plain_variable(np.array([-1, -1, 1, self._updates() - 1]), "precscope_tripwire")
         self._function = tf.function(self._pass_by, autograph=False, reduce_retracing=True)
 
     def fits(self, optimizer: Any) -> bool:

@@ -20,30 +20,9 @@ tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU"
 import keras  # noqa: E402  # the devices come first
 
 import precscope  # noqa: E402
+from tests.replica_models import BATCH, data, make_model  # noqa: E402
 
 QUIET: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0}
-BATCH, STEPS = 16, 8
-
-
-def make_model(policy: str, optimizer: str = "adam") -> Any:
-    """Return a model whose BatchNormalization averages its variables over the replicas, in the middle of a step."""
-    keras.config.set_dtype_policy(policy)
-    keras.utils.set_random_seed(1)
-    model = keras.Sequential(
-        [
-            keras.Input((6,)),
-            keras.layers.Dense(8, "relu", name="hidden"),
-            keras.layers.BatchNormalization(name="norm"),
-            keras.layers.Dense(3, dtype="float32", name="head"),
-        ]
-    )
-    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-    return model
-
-
-def data() -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(3)
-    return random.standard_normal((BATCH * STEPS, 6), np.float32), random.integers(0, 3, BATCH * STEPS)
 
 
 def fit(strategy: Any, run: Path | None, policy: str = "mixed_float16", **options: Any) -> list[str]:
@@ -70,6 +49,29 @@ def overflow_on_one(strategy: Any, run: Path) -> dict[str, Any]:
     with precscope.profile(model, run, every=1, dense_steps=0, **QUIET):
         model.fit(x[: 2 * BATCH], y[: 2 * BATCH], batch_size=BATCH, shuffle=False, verbose=0)
     return {"finite": all(bool(np.isfinite(weight).all()) for weight in model.get_weights())}
+
+
+def kept(strategy: Any, folder: Path) -> dict[str, Any]:
+    """Keep batches, take reference steps and set the tripwire; return what the training gave, and what it saw."""
+    options: dict[str, Any] = {"keep_batches_mib": 4.0, "reference": True, "tripwire": True}
+    result = fit(strategy, folder / "kept", every=3, **options)
+    run = precscope.open_run(folder / "kept")
+    return {
+        "trained": result,
+        "notices": [notice.message for notice in run.notices],
+        "reference": [[step.examples, step.batch, step.loss_policy] for step in run.reference_steps],
+    }
+
+
+def trip(strategy: Any, run: Path) -> list[str]:
+    """Let the second half of the third batch, that of replica 1, leave float16's range, with nothing sampled."""
+    x, y = data()
+    with strategy.scope():
+        model = make_model("mixed_float16")
+    x[2 * BATCH + BATCH // 2 : 3 * BATCH] *= np.float32(1e30)
+    with precscope.profile(model, run, every=1, start=10_000, tripwire=True, **QUIET):
+        model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
+    return [notice.message for notice in precscope.open_run(run).notices]
 
 
 def known_step(strategy: Any, run: Path) -> dict[str, Any]:
@@ -115,7 +117,8 @@ def custom_loop(strategy: Any, run: Path | None) -> list[str]:
 
     if run is None:
         return loop(train_step, None)
-    with precscope.profile(model, run, every=3, **QUIET) as session:
+    options: dict[str, Any] = {"keep_batches_mib": 4.0, "reference": True, "tripwire": True}
+    with precscope.profile(model, run, every=3, **QUIET, **options) as session:
         return loop(session.instrument(train_step), session)
 
 
@@ -129,6 +132,8 @@ def main(folder: Path) -> None:
             "sampled": fit(strategy, folder / "sampled", every=3),
             "known": known_step(strategy, folder / "known"),
             "overflow": overflow_on_one(strategy, folder / "overflow"),
+            "kept": kept(strategy, folder),
+            "trip": trip(strategy, folder / "trip"),
             "loop plain": custom_loop(strategy, None),
             "loop": custom_loop(strategy, folder / "loop"),
         }
