@@ -23,28 +23,33 @@ def count_lost_updates(steps: Sequence[tuple[Any, Any, Any]]) -> Any:
     An update is an element with a non-zero gradient (NaN and infinities among them); it is lost where the weight is
     equal before and after. Tensors of one size are counted together, since each count is a kernel on a GPU.
     """
-    elements = [before.shape.num_elements() for before, _, _ in steps]
-    sizes = [bucket_size(number) for number in elements]
-    order: list[int] = []
+    alike: dict[tuple[int, Any, Any], list[int]] = {}
+    for index, (before, _, gradient) in enumerate(steps):
+        alike.setdefault((before.shape.num_elements(), before.dtype, gradient.dtype), []).append(index)
+    by_size: dict[int, list[list[int]]] = {}
+    for (elements, *_), chosen in alike.items():
+        by_size.setdefault(bucket_size(elements), []).append(chosen)
     parts = []
-    for size in sorted(set(sizes)):
-        chosen = [index for index, other in enumerate(sizes) if other == size]
-        order += chosen
+    for size, groups in sorted(by_size.items()):
         before, after, gradient = (
-            tf.stack([_padded(steps[index][position], elements[index], size) for index in chosen])
+            tf.concat([_padded([steps[index] for index in chosen], position, size) for chosen in groups], 0)
             for position in range(3)
         )
         parts.append(_count(before, after, gradient))
+    order = [index for _, groups in sorted(by_size.items()) for chosen in groups for index in chosen]
     return tf.gather(tf.concat(parts, 0), np.argsort(order))
 
 
-def _padded(x: Any, elements: int, size: int) -> Any:
-    """Return `x` flat in float32, to which every weight's dtype casts without rounding, with zeros up to `size`.
+def _padded(steps: Sequence[tuple[Any, Any, Any]], position: int, size: int) -> Any:
+    """Return one tensor of each step, flat, with zeros up to `size`: float32 [steps, size].
 
-    It has as many elements as the weight: a gradient's own shape may not be known in the trace (DepthwiseConv2D).
+    Every weight's dtype casts to float32 without rounding. The steps have weights of one size and dtypes: what is done
+    to all of them at once is one operation for a thousand layers. Each has as many elements as its weight: a gradient's
+    own shape may not be known in the trace (DepthwiseConv2D).
     """
-    flat = tf.cast(tf.reshape(x, [elements]), tf.float32)
-    return tf.pad(flat, [[0, size - elements]])
+    elements = steps[0][0].shape.num_elements()
+    flat = tf.stack([tf.reshape(step[position], [elements]) for step in steps])
+    return tf.pad(tf.cast(flat, tf.float32), [[0, 0], [0, size - elements]])
 
 
 def _count(before: Any, after: Any, gradient: Any) -> Any:
