@@ -139,7 +139,8 @@ class BatchHandout:
 
 def _variable(dtype: Any, rank: int) -> Any:
     empty = np.zeros([0] * rank, dtype.as_numpy_dtype)
-    return plain_variable(empty, "precscope_batch", shape=tf.TensorShape([None] * rank))
+    # On the host: a GPU's memory is the training's.
+    return plain_variable(empty, "precscope_batch", "CPU:0", tf.TensorShape([None] * rank))
 
 
 class BatchKeeping:
@@ -178,6 +179,7 @@ class BatchKeeping:
             if batch.kwargs:
                 groups["keywords"] = _as_arrays(batch.kwargs)
             groups |= self._weights(read_weights, groups)
+            groups["state"] = {"is_custom_loop": handout.step is not None}
             self._writer.keep(step, **groups)
         except RunDirectoryError as error:
             self._writer = None

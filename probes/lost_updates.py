@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from precscope.probes.statistic import bucket_size
+from precscope.probes.packed_tensors import PACKED_LIMIT, PackedTensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,42 +21,35 @@ def count_lost_updates(steps: Sequence[tuple[Any, Any, Any]]) -> Any:
     Updates, lost updates, and elements that were finite before and are not any more.
 
     An update is an element with a non-zero gradient (NaN and infinities among them); it is lost where the weight is
-    equal before and after. Tensors of one size are counted together, since each count is a kernel on a GPU.
+    equal before and after. Tensors are packed together, since each count is a kernel on a GPU, but for large ones.
     """
-    alike: dict[tuple[int, Any, Any], list[int]] = {}
-    for index, (before, _, gradient) in enumerate(steps):
-        alike.setdefault((before.shape.num_elements(), before.dtype, gradient.dtype), []).append(index)
-    by_size: dict[int, list[list[int]]] = {}
-    for (elements, *_), chosen in alike.items():
-        by_size.setdefault(bucket_size(elements), []).append(chosen)
-    parts = []
-    for size, groups in sorted(by_size.items()):
-        before, after, gradient = (
-            tf.concat([_padded([steps[index] for index in chosen], position, size) for chosen in groups], 0)
-            for position in range(3)
-        )
-        parts.append(_count(before, after, gradient))
-    order = [index for _, groups in sorted(by_size.items()) for chosen in groups for index in chosen]
-    return tf.gather(tf.concat(parts, 0), np.argsort(order))
+    elements = [before.shape.num_elements() for before, _, _ in steps]
+    together = [index for index, number in enumerate(elements) if number <= PACKED_LIMIT]
+    groups = [
+        *([together] if together else []),
+        *([index] for index, number in enumerate(elements) if number > PACKED_LIMIT),
+    ]
+    counts = [_count([steps[index] for index in group], [elements[index] for index in group]) for group in groups]
+    return tf.gather(tf.concat(counts, 0), np.argsort(np.concatenate(groups)))
 
 
-def _padded(steps: Sequence[tuple[Any, Any, Any]], position: int, size: int) -> Any:
-    """Return one tensor of each step, flat, with zeros up to `size`: float32 [steps, size].
-
-    Every weight's dtype casts to float32 without rounding. The steps have weights of one size and dtypes: what is done
-    to all of them at once is one operation for a thousand layers. Each has as many elements as its weight: a gradient's
-    own shape may not be known in the trace (DepthwiseConv2D).
-    """
-    elements = steps[0][0].shape.num_elements()
-    flat = tf.stack([tf.reshape(step[position], [elements]) for step in steps])
-    return tf.pad(tf.cast(flat, tf.float32), [[0, 0], [0, size - elements]])
-
-
-def _count(before: Any, after: Any, gradient: Any) -> Any:
-    # Bits, not values: a comparison may take a subnormal gradient for zero.
+def _count(steps: Sequence[tuple[Any, Any, Any]], elements: Sequence[int]) -> Any:
+    packed = PackedTensors(tuple(elements))
+    # float32, to which every weight's dtype casts without rounding. Bits, not values: a comparison may take a subnormal
+    # gradient for zero.
+    before, after, gradient = (
+        packed.pack([tf.cast(step[position], tf.float32) for step in steps]) for position in range(3)
+    )
     magnitude = tf.bitwise.bitwise_and(tf.bitcast(gradient, tf.int32), 2**31 - 1)
     updates = magnitude > 0
     lost = updates & tf.equal(tf.bitcast(before, tf.int32), tf.bitcast(after, tf.int32))
     spoiled = tf.math.is_finite(before) & ~tf.math.is_finite(after)
-    flags = (updates, lost, spoiled)
-    return tf.stack([tf.cast(tf.reduce_sum(tf.cast(flag, tf.int32), 1), tf.int64) for flag in flags], 1)
+    rows = tf.stack([tf.reduce_sum(tf.cast(flag, tf.int32), 1) for flag in (updates, lost, spoiled)], 1)
+    order: list[int] = []
+    parts = []
+    for chosen, of_rows in packed.by_rows(rows, [0, 0, 0]):
+        order += chosen
+        parts.append(tf.cast(tf.reduce_sum(of_rows, 1), tf.int64))
+    # The padding, NaN in all three, counts as an update that was lost.
+    padding = packed.padding[:, None] * np.array([1, 1, 0])
+    return tf.gather(tf.concat(parts, 0), np.argsort(order)) - padding

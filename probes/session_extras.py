@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from precscope.error_text import failure_in_a_line
 from precscope.probes.batch_handout import BatchHandout, BatchKeeping
 from precscope.probes.internals.layer_tree import state_variables
 from precscope.probes.reference_schedule import ReferenceSchedule
@@ -30,7 +31,7 @@ class SessionExtras:
     Attributes:
         handout: Takes the batches of probed steps, where somebody wants them.
         batches: Keeps batches in the run directory (`keep_batches_mib`).
-        reference: Takes reference steps in float32 (`reference`).
+        reference: Takes reference steps in float32 (`reference`), which is so unless they are switched off.
         tripwire: Keeps what it takes to run a bad step again (`tripwire`).
     """
 
@@ -55,7 +56,9 @@ def session_extras(
     directory: Path,
     tell: Callable[[Literal["info", "warning", "error"], str], None],
 ) -> SessionExtras:
-    """Return what `options` ask for, ready for a session that writes into `directory`; one replica only.
+    """Return what `options` ask for, ready for a session that writes into `directory`.
+
+    Under a strategy with several replicas reference steps are taken only where they are asked for, not by default.
 
     Args:
         model: The model that is trained.
@@ -67,11 +70,13 @@ def session_extras(
         directory: The run directory.
         tell: Tells the user, with a level.
     """
-    handout = BatchHandout() if options.reference or options.keep_batches_mib else None
+    several = int(model.distribute_strategy.num_replicas_in_sync) > 1
+    wants_reference = options.reference not in ((False, "auto") if several else (False,))
+    handout = BatchHandout() if wants_reference or options.keep_batches_mib else None
     batches = reference = tripwire = None
     if options.keep_batches_mib:
         batches = BatchKeeping(directory, options.keep_batches_mib, lambda message: tell("warning", message))
-    if options.reference and handout is not None:
+    if wants_reference and handout is not None:
         reference = ReferenceSchedule(model, optimizer, options, loop, keeper, handout)
     if options.tripwire:
         steps = TrippedSteps(model, optimizer, loop, origins, directory, lambda message: tell("warning", message))
@@ -79,7 +84,7 @@ def session_extras(
             model,
             optimizer,
             steps.handle,
-            lambda error: tell("warning", f"the tripwire failed and is off: {type(error).__name__}: {error}"),
+            lambda error: tell("warning", f"the tripwire failed and is off: {failure_in_a_line(error, 500)}"),
             loop.costs,
         )
     return SessionExtras(handout, batches, reference, tripwire)

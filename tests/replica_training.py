@@ -20,16 +20,24 @@ tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU"
 import keras  # noqa: E402  # the devices come first
 
 import precscope  # noqa: E402
-from tests.replica_models import BATCH, data, make_model  # noqa: E402
+from tests import distributed_loop  # noqa: E402
+from tests.distributed_loop import BATCH, QUIET, make_loss, make_model, weights_as_text  # noqa: E402
 
-QUIET: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0}
+STEPS = 8
+EXTRAS: dict[str, Any] = {"keep_batches_mib": 4.0, "reference": True, "tripwire": True}
+
+
+def compiled_model(policy: str) -> Any:
+    model = make_model(policy)
+    model.compile("adam", make_loss())
+    return model
 
 
 def fit(strategy: Any, run: Path | None, policy: str = "mixed_float16", **options: Any) -> list[str]:
     """Train, and return loss and weights as exact text."""
-    x, y = data()
+    x, y = distributed_loop.data(STEPS)
     with strategy.scope():
-        model = make_model(policy)
+        model = compiled_model(policy)
     arguments: dict[str, Any] = {"batch_size": BATCH, "epochs": 2, "shuffle": False, "verbose": 0}
     if run is None:
         history = model.fit(x, y, **arguments)
@@ -37,14 +45,14 @@ def fit(strategy: Any, run: Path | None, policy: str = "mixed_float16", **option
         with precscope.profile(model, run, **(QUIET | options)):
             history = model.fit(x, y, **arguments)
     assert not any("call" in vars(layer) for layer in model.layers)
-    return [repr(history.history["loss"]), *(weight.tobytes().hex() for weight in model.get_weights())]
+    return [repr(history.history["loss"]), *weights_as_text(model)]
 
 
 def overflow_on_one(strategy: Any, run: Path) -> dict[str, Any]:
     """Train a good step, and one in which the second half of the batch, that of replica 1, leaves float16's range."""
-    x, y = data()
+    x, y = distributed_loop.data(STEPS)
     with strategy.scope():
-        model = make_model("mixed_float16")
+        model = compiled_model("mixed_float16")
     x[BATCH + BATCH // 2 :] *= np.float32(1e30)
     with precscope.profile(model, run, every=1, dense_steps=0, **QUIET):
         model.fit(x[: 2 * BATCH], y[: 2 * BATCH], batch_size=BATCH, shuffle=False, verbose=0)
@@ -53,25 +61,20 @@ def overflow_on_one(strategy: Any, run: Path) -> dict[str, Any]:
 
 def kept(strategy: Any, folder: Path) -> dict[str, Any]:
     """Keep batches, take reference steps and set the tripwire; return what the training gave, and what it saw."""
-    options: dict[str, Any] = {"keep_batches_mib": 4.0, "reference": True, "tripwire": True}
-    result = fit(strategy, folder / "kept", every=3, **options)
+    result = fit(strategy, folder / "kept", every=3, **EXTRAS)
     run = precscope.open_run(folder / "kept")
-    return {
-        "trained": result,
-        "notices": [notice.message for notice in run.notices],
-        "reference": [[step.examples, step.batch, step.loss_policy] for step in run.reference_steps],
-    }
+    return {"trained": result, "notices": [notice.message for notice in run.notices]}
 
 
-def trip(strategy: Any, run: Path) -> list[str]:
+def trip(strategy: Any, run: Path) -> dict[str, Any]:
     """Let the second half of the third batch, that of replica 1, leave float16's range, with nothing sampled."""
-    x, y = data()
+    x, y = distributed_loop.data(STEPS)
     with strategy.scope():
-        model = make_model("mixed_float16")
+        model = compiled_model("mixed_float16")
     x[2 * BATCH + BATCH // 2 : 3 * BATCH] *= np.float32(1e30)
     with precscope.profile(model, run, every=1, start=10_000, tripwire=True, **QUIET):
         model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
-    return [notice.message for notice in precscope.open_run(run).notices]
+    return {}
 
 
 def known_step(strategy: Any, run: Path) -> dict[str, Any]:
@@ -88,38 +91,10 @@ def known_step(strategy: Any, run: Path) -> dict[str, Any]:
 
 
 def custom_loop(strategy: Any, run: Path | None) -> list[str]:
-    x, y = data()
     with strategy.scope():
-        model = make_model("mixed_float16")
+        model = compiled_model("mixed_float16")
         model.optimizer.build(model.trainable_variables)
-    optimizer, loss_of = model.optimizer, model.loss
-    dataset = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH))
-
-    def replica_step(inputs: Any, labels: Any) -> Any:
-        with tf.GradientTape() as tape:
-            loss = loss_of(labels, model(inputs, training=True))
-            scaled = optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled, model.trainable_variables)
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-        return loss
-
-    @tf.function
-    def train_step(inputs: Any, labels: Any) -> Any:
-        return strategy.reduce("SUM", strategy.run(replica_step, args=(inputs, labels)), axis=None)
-
-    def loop(step: Any, session: Any) -> list[str]:
-        losses = []
-        for inputs, labels in dataset:
-            losses.append(step(inputs, labels))
-            if session is not None:
-                session.step(losses[-1])
-        return [repr([float(loss) for loss in losses]), *(weight.tobytes().hex() for weight in model.get_weights())]
-
-    if run is None:
-        return loop(train_step, None)
-    options: dict[str, Any] = {"keep_batches_mib": 4.0, "reference": True, "tripwire": True}
-    with precscope.profile(model, run, every=3, **QUIET, **options) as session:
-        return loop(session.instrument(train_step), session)
+    return distributed_loop.train(strategy, model, model.optimizer, STEPS, run, every=3, **EXTRAS)
 
 
 def main(folder: Path) -> None:

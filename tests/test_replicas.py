@@ -17,12 +17,13 @@ from precscope.advice.evidence import Evidence
 from precscope.advice.replica_rules import lone_overflow
 from precscope.probes.replay_kept import replay_kept
 from precscope.reader import Run, open_run
-from tests.replica_models import BATCH, STEPS, data
+from tests.distributed_loop import BATCH, data
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+STEPS = 8
 _MOST_S = 600
 #: TensorFlow's coordination service was seen to lose sight of a worker on a machine with two cores, and then ends both
 #: processes. That says nothing about what they compute: they begin again, three times in all.
@@ -135,7 +136,7 @@ def test_batches_are_kept_as_one_device_would_be_given_them(mirrored):
     """Beside reference steps and the tripwire; no bit of the training changes."""
     folder, results, _ = mirrored
     assert results["kept"]["trained"] == results["sampled"]
-    x, y = data()
+    x, y = data(STEPS)
     kept = open_run(folder / "kept").kept_batches
     assert [batch.step for batch in kept] == [1, 3, 6, 9, 12]
     for batch in kept:
@@ -178,13 +179,13 @@ def test_the_tripwire_names_the_replica_and_keeps_the_batch_of_all(mirrored):
     assert origin.note == "run again replica by replica, it was so on replica 1 alone, of 2 (numbered from 0)"
     (batch,) = run.kept_batches
     kept_x, _ = batch.load()
-    x, _ = data()
+    x, _ = data(STEPS)
     np.testing.assert_array_equal(kept_x[: BATCH // 2], x[2 * BATCH : 2 * BATCH + BATCH // 2])
     np.testing.assert_array_equal(kept_x[BATCH // 2 :], x[2 * BATCH + BATCH // 2 : 3 * BATCH] * np.float32(1e30))
     assert all(np.isfinite(value).all() for value in batch.load("weights").values())
     before = keras.config.dtype_policy()
     try:
-        replayed = replay_kept(run.path, 2, "tests.replica_models:on_one_device")
+        replayed = replay_kept(run.path, 2, "tests.distributed_loop:on_one_device")
     finally:
         keras.config.set_dtype_policy(before)
     assert replayed.origin is not None
