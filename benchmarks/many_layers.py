@@ -5,8 +5,8 @@
     python -m benchmarks.many_layers --layers 1000 --profile 30   # and the 30 functions that take most of the session
 
 Layers are Dense and LayerNormalization in turn, with skip connections, 4 units wide: nothing is computed, so what is
-timed is what each layer costs. A training without PrecScope comes first. Its `first step` is TensorFlow's own tracing and
-compiling of the train function, the `probed` one that of PrecScope's second train function; the ratio is one to the
+timed is what each layer costs. A training without PrecScope comes first. Its `first step` is TensorFlow's own tracing
+and compiling of the train function, the `probed` one that of PrecScope's second train function; the ratio is one to the
 other. Times in seconds, where they do not say ms; CPU seconds hold on a machine that does other things, too.
 """
 
