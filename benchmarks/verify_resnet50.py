@@ -70,7 +70,8 @@ def measure(
     keras.config.set_dtype_policy(policy)
     keras.utils.set_random_seed(0)
     model, data = build(fault, side, xla), random_images(batch_size, side, _LARGEST if fault == "range" else 1.0)
-    recording: dict[str, Any] = {"every": 10, "keep_batches_mib": 1024.0, "profile_steps": 0, "device_interval_s": 0.0}
+    recording: dict[str, Any] = {"every": 10, "keep_batches_mib": 1024.0, "reference": False}
+    recording |= {"profile_steps": 0, "device_interval_s": 0.0}
     with tempfile.TemporaryDirectory() as folder:
         began_s = time.perf_counter()
         with precscope.profile(model, Path(folder) / "run", **recording) as session:

@@ -121,8 +121,9 @@ class BatchHandout:
 
 
 def _variable(dtype: Any, rank: int) -> Any:
-    empty = tf.zeros([0] * rank, dtype)
-    return tf.Variable(empty, shape=tf.TensorShape([None] * rank), trainable=False, name="precscope_batch")
+    with tf.device("CPU:0"):  # a GPU's memory is the training's
+        empty = tf.zeros([0] * rank, dtype)
+        return tf.Variable(empty, shape=tf.TensorShape([None] * rank), trainable=False, name="precscope_batch")
 
 
 class BatchKeeping:

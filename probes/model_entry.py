@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from precscope.entry_point import load_entry_point, where_it_failed
+from precscope.entry_point import load_entry_point
+from precscope.error_text import where_it_failed
 from precscope.errors import PrecScopeError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from precscope.entry_point import where_it_failed
+from precscope.error_text import where_it_failed
 from precscope.errors import PrecScopeError
 from precscope.kept_batches import TypedArray, kept_batches
 from precscope.origin import FoundOrigin, all_frames, find_origin

@@ -16,7 +16,8 @@ from precscope.probes.flip_check import watch_flips
 from precscope.probes.internals.graphs import current_graph
 from precscope.probes.internals.layer_tree import MODEL_ID, state_variables
 from precscope.probes.layer_policies import model_layers
-from precscope.probes.shadow_step import ShadowStep, observed_layers
+from precscope.probes.observed_layers import observed_layers
+from precscope.probes.shadow_step import ShadowStep
 from precscope.replay import Criterion, JudgedScales, Measured, Replay, VariableComparison, judge_replay
 from precscope.spread import spread_of
 from precscope.verification import PricedPolicy

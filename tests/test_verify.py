@@ -18,7 +18,7 @@ from precscope.probes.internals.optimizers import is_dynamic
 from precscope.probes.layer_policies import model_layers
 from precscope.probes.verify import verify_model
 
-QUIET = {"profile_steps": 0, "device_interval_s": 0, "gradients": False, "weights": False}
+QUIET = {"profile_steps": 0, "device_interval_s": 0, "gradients": False, "weights": False, "reference": False}
 
 
 @pytest.fixture(autouse=True, scope="module")
