@@ -57,10 +57,10 @@ class OwnLoopWatch:
         self.place = "a call of optimizer.apply"
         self.close()
         with suppress(Exception):  # no more than a line in a message, and the training must go on
-            from precscope.probes import keras_internals
             from precscope.probes.code_places import innermost_own_frame, place_of_frame
+            from precscope.probes.internals.graphs import call_stack
 
-            frame = innermost_own_frame(keras_internals.stack())
+            frame = innermost_own_frame(call_stack())
             if frame is not None:
                 self.place = place_of_frame(frame).partition(": ")[0]
 

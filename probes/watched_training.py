@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from precscope.error_text import failure_in_a_line
 from precscope.probes.own_loops import OwnLoopWatch
 from precscope.program_summary import summary
 from precscope.run_names import next_run_directory
@@ -212,8 +213,7 @@ class TrainingWatch:
     # What the user reads.
 
     def _tell_of(self, model: Any, error: Exception) -> None:
-        words = " ".join(str(error).split())
-        self._tell(f"model {getattr(model, 'name', '?')!r} trains without us: {type(error).__name__}: {words}")
+        self._tell(f"model {getattr(model, 'name', '?')!r} trains without us: {failure_in_a_line(error)}")
 
     def _tell(self, message: str) -> None:
         """Say something once, past what the program does with warnings and its own output."""
