@@ -20,26 +20,24 @@ _MOST_OPS = 12  # between the cast and the lookup: negative ids are wrapped, oth
 
 
 class CollidingIds:
-    """Looks at the ops of a traced step, layer by layer, a layer's own before those that call it."""
+    """Looks at the ops of a traced step, layer by layer."""
 
     def __init__(self) -> None:
         self._found: dict[str, str] = {}
-        self._looked_at: set[str] = set()
 
     def look(self, layer_id: str, ops: Sequence[Any]) -> None:
-        """Look at the ops that a layer's call made, sub-layers' among them."""
+        """Look at the ops that a layer's call made."""
         for op in ops:
-            if op.type != "Cast" or op.name in self._looked_at:
+            if op.type != "Cast":
                 continue
-            self._looked_at.add(op.name)
             source, ids = op.inputs[0], op.outputs[0]
             if source.dtype.name not in FORMATS or not ids.dtype.is_integer:
                 continue
             limit, rows = FORMATS[source.dtype.name].largest_exact_integer, _rows_looked_up(ids)
             if rows is not None and rows > limit + 1:
                 self._found[layer_id] = (
-                    f"{layer_id!r} looks up {rows:,} rows by ids that were {source.dtype.name} before, which tells whole "
-                    f"numbers apart up to {limit:,} only: ids above collide. Hand ids over as integers "
+                    f"{layer_id!r} looks up {rows:,} rows by ids that were {source.dtype.name} before, which tells "
+                    f"whole numbers apart up to {limit:,} only: ids above collide. Hand ids over as integers "
                     '(keras.Input(..., dtype="int32")), which no policy casts, or give the layer that takes them '
                     "autocast=False."
                 )

@@ -90,7 +90,7 @@ class SessionParts:
             self.extras = session_extras(*watched, origins, writer.path, self.tell)
         if self.extras.tripwire is not None:
             self.loss_scale.before_look = self.extras.tripwire.look
-        lint = TracedLint(keeper, lambda message: self.tell("info", message))
+        lint = TracedLint(keeper, self.tell)
         taps = ModelTaps(model, optimizers, options, records, lint, self.tell)
         self.probes = StepProbes(taps.make, self.extras.handout, self.extras.tripwire, replicas)
         written_by = (keeper, self.loss_scale, origins, self.extras, self.tell)
