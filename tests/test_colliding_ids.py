@@ -43,8 +43,7 @@ def test_ids_that_collide(rows: int, dtype: str, policy: str, collide: bool, tmp
     model = keras.Model(ids, keras.layers.Dense(1)(keras.layers.Flatten()(x)))
     model.compile("sgd", "mse", jit_compile=False)
     given = np.random.default_rng(0).integers(0, 250, (24, 5))
-    options = {"every": 1, "profile_steps": 0, "device_interval_s": 0, "reference": False}
-    with precscope.profile(model, tmp_path / "run", **options):
+    with precscope.profile(model, tmp_path / "run", every=1, profile_steps=0, device_interval_s=0, reference=False):
         model.fit(given, given[:, :1], batch_size=8, verbose=0)
     run = open_run(tmp_path / "run")
     assert run.samples

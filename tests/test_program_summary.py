@@ -40,9 +40,12 @@ def test_the_answer_stands_below_the_command(tmp_path: Path, monkeypatch: pytest
 
 
 def test_warnings_of_a_run_stand_with_its_answer(tmp_path: Path) -> None:
-    notices = [NoticeRecord(step, level, "probes", words) for step, level, words in (
-        (1, "info", "a remark"), (2, "warning", "ids collide"), (9, "warning", "ids collide"), (9, "error", "it failed")
-    )]  # fmt: skip
+    notices = [
+        NoticeRecord(1, "info", "probes", "a remark"),
+        NoticeRecord(2, "warning", "probes", "ids collide"),
+        NoticeRecord(9, "warning", "probes", "ids collide"),
+        NoticeRecord(9, "error", "probes", "it failed"),
+    ]
     path = SyntheticRun(steps=[healthy()], notices=notices).write(tmp_path / "a")
     assert summary([(path, "a")]).splitlines()[3:] == ["    warning: ids collide", "    error: it failed"]
 
