@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from precscope.formats import FORMATS
+from precscope.probes.forward_graph import input_specs, trace_forward
+from precscope.probes.internals.layer_tree import walk_layers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-__all__ = ["CollidingIds"]
+__all__ = ["CollidingIds", "ids_that_collide"]
 
 _LOOKUPS = ("GatherV2", "GatherNd")
 _MOST_OPS = 12  # between the cast and the lookup: negative ids are wrapped, others clipped
@@ -45,6 +47,19 @@ class CollidingIds:
     def found(self) -> Iterator[str]:
         """Yield what was found, a sentence for each layer."""
         yield from self._found.values()
+
+
+def ids_that_collide(model: Any) -> list[str]:
+    """Return what is found in a forward pass, of which nothing is computed; nothing where the inputs are not known.
+
+    For a training that failed before a step could be sampled: an id that is rounded up may lie outside of its table.
+    """
+    specs, layers, ids = input_specs(model, None), dict(walk_layers(model)), CollidingIds()
+    if specs is None or all(layer.compute_dtype == "float32" for layer in layers.values()):
+        return []
+    for made in trace_forward(model, layers, specs).ops:
+        ids.look(made.layer, [made.op])
+    return list(ids.found())
 
 
 def _rows_looked_up(ids: Any) -> int | None:

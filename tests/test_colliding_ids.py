@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import precscope
 from precscope.reader import open_run
@@ -52,3 +53,24 @@ def test_ids_that_collide(rows: int, dtype: str, policy: str, collide: bool, tmp
     if collide:
         assert told[0].level == "warning"
         assert told[0].message.startswith(f"'embed/tokens' looks up {rows:,} rows by ids that were {policy[6:]} before")
+
+
+def test_ids_that_are_rounded_out_of_their_table_are_told_where_the_first_step_fails(tmp_path: Path) -> None:
+    ids = keras.Input((5,))
+    x = TokensAndPositions(20_000, dtype="mixed_float16", name="embed")(ids)
+    model = keras.Model(ids, keras.layers.Dense(1)(keras.layers.Flatten()(x)))
+    model.compile("sgd", "mse", jit_compile=False)
+    given = np.full((8, 5), 19_999)  # 20,000 in float16
+    with (  # a GPU takes zeros for what lies outside
+        pytest.raises(ValueError, match="mine") if on_gpu() else pytest.raises(Exception, match="20000 is not in"),
+        precscope.profile(model, tmp_path / "run", profile_steps=0, device_interval_s=0),
+    ):
+        model.fit(given, given[:, :1], batch_size=8, verbose=0)
+        raise ValueError("mine")
+    run = open_run(tmp_path / "run")
+    assert run.status == "failed"
+    assert any("'embed/tokens' looks up 20,000 rows" in notice.message for notice in run.notices)
+
+
+def on_gpu() -> bool:
+    return bool(tf.config.list_physical_devices("GPU"))
