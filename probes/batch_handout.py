@@ -162,6 +162,7 @@ class BatchKeeping:
             if batch.kwargs:
                 groups["keywords"] = _as_arrays(batch.kwargs)
             groups |= self._weights(read_weights, groups)
+            groups["state"] = {"is_custom_loop": handout.step is not None}
             self._writer.keep(step, **groups)
         except RunDirectoryError as error:
             self._writer = None

@@ -27,7 +27,7 @@ _PROBES = str(Path(__file__).parent)
 _STANDARD = (sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"])
 _FOREIGN = (*_LIBRARIES, _PROBES, *_STANDARD, "<")
 # PrecScope's modules that run a train step with taps.
-_ENTRIES = tuple(str(Path(__file__).with_name(name)) for name in ("train_function.py", "shadow_step.py"))
+_ENTRIES = tuple(str(Path(__file__).with_name(name)) for name in ("probed_step.py", "shadow_step.py"))
 #: Ops that only hand values on, whose line tells nothing about where values arise.
 _PASSING_ON = ("Cast", "Const", "Identity", "NoOp", "Placeholder", "ReadVariableOp", "Reshape", "Shape", "StridedSlice")
 

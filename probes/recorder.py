@@ -119,8 +119,7 @@ class Recorder:
                 self._accumulate(trace, key, self._rows.row_in_loop(x, traced.dtype, self.batch))
                 return x
             traced.calls = None if traced.calls is None else traced.calls + 1
-            stays = key.kind in ("weight", "weight_gradient")
-            part, x = self._rows.part(x, traced.dtype, self.batch, stays)
+            part, x = self._rows.part(x, traced.dtype, self.batch, key.kind)
             trace.parts.setdefault(key, []).append(part)
         return x
 

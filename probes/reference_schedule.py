@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import tensorflow as tf
 
+from precscope.error_text import error_in_a_line, failure_in_a_line
 from precscope.formats import FORMATS
 from precscope.probes.allocator import AllocatorMemory
 from precscope.probes.internals import optimizers
@@ -140,12 +141,13 @@ class ReferenceSchedule:
         except tf.errors.ResourceExhaustedError as error:
             self._switch_off(
                 "reference steps are switched off: even a small slice of the batch does not fit into memory twice "
-                f"({_in_a_line(error)}). The training goes on; smaller batches or a smaller model on this device do."
+                f"({error_in_a_line(error, 400)}). The training goes on; smaller batches or a smaller model on this "
+                "device do."
             )
         except Exception as error:  # a reference step is never worth a training run
             self._switch_off(
-                f"the reference step failed and is switched off: {type(error).__name__}: {_in_a_line(error)} The "
-                "training goes on; nothing was changed."
+                f"the reference step failed and is switched off: {failure_in_a_line(error, 400)}. The training goes "
+                "on; nothing was changed."
             )
 
     def _reason_against(self) -> str | None:
@@ -274,7 +276,3 @@ def _own_fields(own: TensorErrors) -> dict[str, Any]:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]

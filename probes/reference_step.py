@@ -15,7 +15,8 @@ import tensorflow as tf
 
 from precscope.errors_between import TensorErrors
 from precscope.probes.layer_twins import Part, ReferencePass
-from precscope.probes.shadow_step import ShadowStep, observed_layers
+from precscope.probes.observed_layers import observed_layers
+from precscope.probes.shadow_step import ShadowStep
 from precscope.probes.tensor_errors import error_sums
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from precscope.probes.batch_handout import Batch
     from precscope.probes.reading import TensorKey
     from precscope.probes.shadow_step import ShadowTrace
-    from precscope.probes.taps import TapPlan
+    from precscope.probes.tap_plan import TapPlan
 
 __all__ = ["ErrorsOfTensor", "ReferenceMeasurement", "ReferenceStep", "free_host_bytes"]
 

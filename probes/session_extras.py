@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from precscope.error_text import failure_in_a_line
 from precscope.probes.batch_handout import BatchHandout, BatchKeeping
 from precscope.probes.internals.layer_tree import state_variables
 from precscope.probes.reference_schedule import ReferenceSchedule
@@ -79,7 +80,7 @@ def session_extras(
             model,
             optimizer,
             steps.handle,
-            lambda error: tell("warning", f"the tripwire failed and is off: {type(error).__name__}: {error}"),
+            lambda error: tell("warning", f"the tripwire failed and is off: {failure_in_a_line(error, 500)}"),
             loop.costs,
         )
     return SessionExtras(handout, batches, reference, tripwire)

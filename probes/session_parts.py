@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from precscope.error_text import failure_in_a_line
 from precscope.probes.environment import describe_run
 from precscope.probes.health import Health
 from precscope.probes.internals.distribution import replicas_of
@@ -16,6 +16,7 @@ from precscope.probes.measurements import Measurements
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.model_taps import ModelTaps
 from precscope.probes.origin_watch import OriginWatch
+from precscope.probes.probed_step import StepProbes
 from precscope.probes.replica_notices import replica_notices
 from precscope.probes.sampled_steps import SampledSteps
 from precscope.probes.sampling_loop import SampledStep, SamplingLoop
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["SessionParts"]
 
-_TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*m")  # Keras prints its errors in bold
-
 
 class SessionParts:
     """Makes the run directory and everything that writes into it.
@@ -50,7 +49,7 @@ class SessionParts:
         writer: Writes the run.
         replicas: The replicas that train.
         loop: Counts the steps, and samples those that are due.
-        taps: Makes the taps of each probed function.
+        probes: What is put on the train steps.
         samples: Takes each sampled step.
         health: Tells whether loss and weights are finite.
         loss_scale: Looks at the loss scale between samples.
@@ -92,9 +91,10 @@ class SessionParts:
         if self.extras.tripwire is not None:
             self.loss_scale.before_look = self.extras.tripwire.look
         lint = TracedLint(keeper, lambda message: self.tell("info", message))
-        self.taps = ModelTaps(model, optimizers, options, records, lint, self.tell)
+        taps = ModelTaps(model, optimizers, options, records, lint, self.tell)
+        self.probes = StepProbes(taps.make, self.extras.handout, self.extras.tripwire, replicas)
         written_by = (keeper, self.loss_scale, origins, self.extras, self.tell)
-        self.samples = SampledSteps(model, options.activations, loop, self.taps, *written_by)
+        self.samples = SampledSteps(model, options.activations, loop, taps, *written_by)
         self._measurements = Measurements(model, optimizers.leading, options, loop, keeper)
         self._live: LiveProcess | None = None
 
@@ -122,7 +122,7 @@ class SessionParts:
             if self.extras.reference is not None and status == "finished":
                 self.extras.reference.at_end()
         except Exception as failure:  # a device that is gone, say: the training's own exception must go on
-            self.tell("warning", f"how the run ended could not be recorded: {type(failure).__name__}: {failure}")
+            self.tell("warning", f"how the run ended could not be recorded: {failure_in_a_line(failure)}")
         finally:
             self._measurements.close()
             self._keeper.close(status, reason, self.loop.costs.records())
@@ -142,12 +142,12 @@ class SessionParts:
     def _keep(self, sampled: SampledStep) -> None:
         self.samples.keep(sampled)
 
-    def _probe_failed(self, error: Exception) -> None:
-        words = " ".join(_TERMINAL_CODES.sub("", str(error)).split())
+    def _probe_failed(self, error: Exception, was_done: bool) -> None:
+        lost = "what this step recorded is lost" if was_done else "the batch at hand may have been passed over"
         self.tell(
             "error",
-            f"the probed step failed and is switched off: {type(error).__name__}: {words[:500]} "
-            "The training goes on without probes; the batch at hand may have been passed over.",
+            f"the probed step failed and is switched off: {failure_in_a_line(error, 500)}. The training goes on "
+            f"without probes; {lost}.",
         )
 
     def _stop_recording(self) -> None:

@@ -44,8 +44,8 @@ def _sums_of_flat(reference: Any, other: Any) -> Any:
     return tf.stack([*counted, *sums])
 
 
-#: Called, not built into each step's graph, and traced once a size: a step compares hundreds of tensors. Kept apart when the
-#: graph is optimized too, which would take as long again.
+#: Called, not built into each step's graph, and traced once a size: a step compares hundreds of tensors. It is not put
+#: into the graph when that is optimized either.
 _sums = tf.function(_sums_of_flat, autograph=False, experimental_attributes={"_noinline": True})
 
 

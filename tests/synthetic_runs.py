@@ -31,6 +31,19 @@ MODEL = {
     "loss_scaling": "dynamic",
 }
 
+#: Names of layers that must only show: markup, control characters, lines, directions, widths, nothing.
+HOSTILE = [
+    "[red]bold[/red]",
+    "esc\x1b[31mape\x1b]0;title\x07",
+    "new\nline\r\ttab\x00\x9b31m",
+    "x" * 10_000,
+    "\u202ertl\u2066 \u05e9\u05dc\u05d5\u05dd\u200f",
+    "日本語の層の名前がとても長いので切られます",
+    "emoji:smile:🙂",
+    "</script><img src=x onerror=alert(1)>",
+    "",
+]
+
 
 def layer(id: str, *inputs: str, type: str = "Dense", compute: str = "float16", **changes: Any) -> LayerRecord:
     """A layer that consumes `inputs`; its order is set by `SyntheticRun`."""

@@ -334,7 +334,7 @@ def test_a_forward_overflow_is_the_cause_of_skipped_steps(tmp_path):
     bad = {key: with_bad(array, NAN) for key, array in healthy().items() if key.startswith("gradient")}
     step = healthy() | bad | {"activation second": with_bad(values(), INF)}
     run = SyntheticRun(steps=[step], scales=[(0, 2.0**15, 0), (20, 2.0**-5, 20)]).read(tmp_path / "run")
-    assert [f.id for f in analyze(run)][:3] == ["activation_overflow", "loss_scale_floor", "skipped_steps"]
+    assert [f.id for f in analyze(run)][:3] == ["activation_overflow", "skipped_steps", "loss_scale_floor"]
     assert the(run, "skipped_steps").layer == "second"
     assert the(run, "loss_scale_floor").action == "stop_training"
     assert verdict_of(run).level == "bad"
@@ -489,8 +489,8 @@ def test_errors_come_first_and_causes_before_consequences(tmp_path):
     run = SyntheticRun(layers, [step], scales=[(0, 2.0**15, 0), (30, 2.0**-15, 30)]).read(tmp_path / "run")
     ranked = [(f.severity, f.id) for f in analyze(run)]
     assert ranked == [
-        ("error", "loss_scale_floor"),
         ("error", "skipped_steps"),
+        ("error", "loss_scale_floor"),
         ("warning", "activation_headroom"),
         ("warning", "output_in_16_bits"),
     ]

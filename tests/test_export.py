@@ -29,9 +29,9 @@ from precscope.reports.export import EXPORTERS, export_run, tensorboard_events
 from precscope.tables import TABLES, run_table
 from precscope.writer import RunWriter
 from tests.core_fixtures import arrays_of, layer_record, run_record, sample_record, tensor_record
-from tests.synthetic_runs import SyntheticRun, healthy, layer, values, with_bad
+from tests.synthetic_runs import HOSTILE, SyntheticRun, healthy, layer, values, with_bad
 from tests.test_reference_view import STEP, record
-from tests.test_terminal_report import HOSTILE, RUNS
+from tests.test_terminal_report import RUNS
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ from precscope.run_file import ProcessRecord
 from precscope.run_tail import RunTail
 from precscope.writer import RunWriter
 from tests.core_fixtures import arrays_of, layer_record, run_record, sample_record, tensor_record
-from tests.synthetic_runs import MODEL, TOWER, SyntheticRun, healthy, layer, values, with_bad
+from tests.synthetic_runs import HOSTILE, MODEL, TOWER, SyntheticRun, healthy, layer, values, with_bad
 
 STARTED = 1_700_000_000.25
 GIB = 2**30
@@ -335,19 +335,6 @@ def test_another_run_in_its_place_begins_anew(tmp_path):
     RunWriter.create(tmp_path / "run", run_record(started_unix_s=STARTED + 100), overwrite=True)
     frame = source.frame()
     assert (frame.state, frame.findings, frame.layers, frame.training[0].now) == ("running", (), (), "–")
-
-
-HOSTILE = [
-    "[red]bold[/red]",
-    "esc\x1b[31mape\x1b]0;title\x07",
-    "new\nline\r\ttab\x00\x9b31m",
-    "x" * 10_000,
-    "\u202ertl\u2066 \u05e9\u05dc\u05d5\u05dd\u200f",
-    "日本語の層の名前がとても長いので切られます",
-    "emoji:smile:🙂",
-    "</script><img src=x onerror=alert(1)>",
-    "",
-]
 
 
 @pytest.mark.parametrize("color", [False, True])

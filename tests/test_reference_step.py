@@ -23,7 +23,7 @@ from precscope.probes.internals.optimizers import loss_scale
 from precscope.probes.keeper import PrecScopeWarning
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.reference_schedule import reference_records_of
-from tests.models import data, mlp
+from tests.models import data, mlp, tape_step
 from tests.test_shadow_step import assert_same, network, state_of
 
 if TYPE_CHECKING:
@@ -57,18 +57,7 @@ def _train(model: keras.Model, x: np.ndarray, y: np.ndarray, how: str, instrumen
         for batch in batches:
             model.train_on_batch(*batch)
         return
-    optimizer, loss_of = model.optimizer, model.loss
-
-    @tf.function(jit_compile=how == "compiled loop")
-    def train_step(x: Any, y: Any) -> Any:
-        with tf.GradientTape() as tape:
-            loss = loss_of(y, model(x, training=True))
-            scaled = optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled, model.trainable_variables)
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-        return loss
-
-    step = instrument(train_step)
+    step = instrument(tf.function(tape_step(model, model.optimizer, model.loss), jit_compile=how == "compiled loop"))
     for batch in batches:
         step(*batch)
 

@@ -29,7 +29,7 @@ layers = keras.layers
 OPTIONS: dict[str, Any] = {"every": 2, "profile_steps": 0, "device_interval_s": 0.0, "reference": True}
 
 
-class Norm(layers.Layer):
+class Norm(keras.layers.Layer):
     """A norm written by hand, with an epsilon that float16 does not hold, and a layer inside."""
 
     def __init__(self, **arguments: Any) -> None:

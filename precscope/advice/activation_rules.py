@@ -56,7 +56,8 @@ def activation_headroom(evidence: Evidence) -> Iterator[Finding]:
     Headroom is log2(largest float16 number / largest magnitude seen), in bits: with 1 bit left the values may double
     once more. Keep the layer in float32, and the layers that read its output, for they would cast it back. Only a
     remark where four or more samples show that it does not move: neither its growth from the first quarter of the run
-    to the last, nor twice the spread of its largest value from sample to sample, would take it to the limit.
+    to the last, nor twice the spread of its largest value from sample to sample, would take it to the limit. One and
+    the same largest value in all of them is a constant that somebody chose, as a mask is.
     """
     limits = evidence.thresholds
     peaks = {layer.id: _peak(evidence, layer.id) for layer in evidence.layers}
@@ -65,7 +66,7 @@ def activation_headroom(evidence: Evidence) -> Iterator[Finding]:
     for name in sorted(evidence.graph.innermost(close), key=lambda name: close[name]):
         is_error = close[name] < limits.headroom_error_bits
         reach = _reach_bits(evidence, name)
-        stays = reach is not None and reach < close[name]
+        stays = reach is not None and (reach < close[name] or reach == 0)
         movement = {} if reach is None else {"may move by": Number(reach, close[name], "bits")}
         yield Finding(
             id="activation_headroom",

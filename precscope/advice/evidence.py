@@ -153,6 +153,12 @@ class Evidence:
 
         return judge_skips(self.scale_history, sampled_steps(self)) if self.loss_scaling == "dynamic" else ()
 
+    @property
+    def scale_collapsed(self) -> bool:
+        """Whether a dynamic loss scale fell so low that it makes small gradients smaller still."""
+        lowest = self.skips.lowest_scale
+        return self.loss_scaling == "dynamic" and lowest is not None and lowest < self.thresholds.loss_scale_floor
+
     @cached_property
     def measured(self) -> Measured:
         """What reference steps measured; empty without any."""

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 __all__ = ["cure_of_underflow", "gradient_leak", "gradient_overflow"]
 
 _FLOAT16 = FORMATS["float16"]
+#: Keras layers whose weights have gradients by row (keras.src.backend.tensorflow.sparse: `densifying_unary` scatters
+#: what `isfinite` says of each, the last of a row over those before it).
+_SPARSE_GRADIENTS = ("Embedding",)
 
 
 def gradient_overflow(evidence: Evidence) -> Iterator[Finding]:
@@ -33,9 +36,12 @@ def gradient_overflow(evidence: Evidence) -> Iterator[Finding]:
     fixed scale, or better: let `LossScaleOptimizer` find it. Without a scale, keep the layer in float32 that is
     nearest the loss among those whose gradient overflowed. (With a dynamic scale see *skipped_steps*.) Where no sampled
     step saw the gradient, the weights tell: those that turned infinite or NaN first, after a forward pass that was
-    finite, are those whose gradient overflowed.
+    finite, are those whose gradient overflowed. Under a dynamic scale that happens to an embedding: of several
+    gradients of one row, Keras' check for overflow sees the last only, so a step may pass that should be skipped. A
+    lower initial scale helps.
     """
     if evidence.loss_scaling == "dynamic":
+        yield from _overflow_unnoticed(evidence)
         return
     if evidence.loss_scaling == "static" and not evidence.backward_sources:
         yield from _overflow_that_weights_show(evidence)
@@ -81,6 +87,35 @@ def _overflow_that_weights_show(evidence: Evidence) -> Iterator[Finding]:
             f"The weights of {listed(names)} turned infinite or NaN by step {evidence.step(int(bad[0])):,}, and no "
             f"forward pass had been so before: the gradient overflowed at the fixed loss scale of {plain(scale)}, and "
             f"such a step is not skipped."
+        ),
+    )
+
+
+def _overflow_unnoticed(evidence: Evidence) -> Iterator[Finding]:
+    """Yield the embedding that a dynamic loss scale did not protect."""
+    bad = np.flatnonzero(evidence.any_bad("weight"))
+    if not len(bad) or evidence.step(int(bad[0])) == 0:
+        return
+    first = int(bad[0])
+    if any(source.samples[0] <= first for source in evidence.forward_sources):
+        return
+    layers = [layer for layer in evidence.layers if evidence.bad("weight", layer.id)[first]]
+    scale = evidence.samples[first].loss_scale
+    # At a scale of 0 every weight is lost, and not by this.
+    if not layers or not scale or any(layer.type not in _SPARSE_GRADIENTS for layer in layers):
+        return
+    names = [layer.id for layer in layers]
+    yield Finding(
+        id="gradient_overflow",
+        layer=names[0],
+        severity="error",
+        confidence="observed",
+        action="lower_loss_scale",
+        numbers={"loss scale": Number(scale), "layers": Number(len(names))},
+        sentence=(
+            f"The weights of {listed(names)} turned infinite or NaN by step {evidence.step(first):,}, although the "
+            f"forward pass was finite and the loss scale dynamic: of an embedding's gradients for the same row, Keras "
+            f"checks the last only, and the overflow of another went unnoticed."
         ),
     )
 

@@ -7,6 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from precscope.advice.finding import Action, Finding, Number, Severity
+from precscope.advice.measured import is_broken
 from precscope.advice.questions import is_input, overflowing_inputs
 from precscope.advice.readers import float16_readers, readers_of
 from precscope.advice.wording import counted, listed, plain, quoted
@@ -54,8 +55,9 @@ def skipped_steps(evidence: Evidence) -> Iterator[Finding]:
     then, from which training recovers, is how it finds its scale, and is healthy; so is the first descent from the
     initial scale. Several skips in a row later on, a large share of all steps, or a scale that keeps sinking mean that
     something overflows at every scale, or that the data are at fault. Where a sampled step was among them, the layer
-    nearest the loss whose gradient overflowed is named: keep it in float32, and the layers that read its output. If
-    training recovered, a lower initial scale is enough.
+    nearest the loss whose gradient overflowed is named: keep it in float32, and the layers that read its output; or the
+    layer that makes that gradient, where a reference step saw it break by itself. If training recovered, and above a
+    scale of 1, a lower initial scale is enough. Steps skipped because weights are spoiled ask for good weights.
     """
     skips = evidence.skips
     if not skips.skipped or evidence.loss_scaling in ("none", "static"):
@@ -65,9 +67,10 @@ def skipped_steps(evidence: Evidence) -> Iterator[Finding]:
     source = _cause(evidence)
     action = "none" if severity == "info" else _cure(evidence, source)
     pinned = action == "keep_float32" and source is not None
+    breaking = _breaking_backward(evidence, source) if pinned and source else None
     yield Finding(
         id="skipped_steps",
-        layer=source.layer if source and severity != "info" else None,
+        layer=breaking or (source.layer if source and action not in ("none", "restore_weights") else None),
         severity=severity,
         confidence="observed",
         action=action,
@@ -80,8 +83,8 @@ def skipped_steps(evidence: Evidence) -> Iterator[Finding]:
                 "bits",
             ),
         },
-        sentence=_told(evidence, severity, source),
-        consumers=_readers(evidence, source) if pinned and source else (),
+        sentence=_told(evidence, severity, source, breaking, spoiled=action == "restore_weights"),
+        consumers=_readers(evidence, source) if pinned and source and not breaking else (),
     )
 
 
@@ -132,6 +135,24 @@ def _readers(evidence: Evidence, source: Source) -> tuple[str, ...]:
     return readers_of(evidence, source) if evidence.forward_sources else float16_readers(evidence, source.layer)
 
 
+def _breaking_backward(evidence: Evidence, source: Source) -> str | None:
+    """Return the float16 layer that made the bad gradient at the source, given an exact one; None if none is known.
+
+    A gradient that arrives at a layer is what the backward passes of its readers made.
+    """
+    if evidence.forward_sources:
+        return None
+    readers = [evidence.graph.by_id[name] for name in evidence.graph.consumers(source.layer)]
+    return next(
+        (
+            reader.id
+            for reader in readers
+            if reader.compute_dtype == "float16" and any(map(is_broken, evidence.measured.own(reader.id, "gradient")))
+        ),
+        None,
+    )
+
+
 def _cause(evidence: Evidence) -> Source | None:
     """Return what overflowed in the sampled steps: forward before backward, the most frequent of several."""
     sources = evidence.forward_sources or evidence.backward_sources
@@ -139,7 +160,9 @@ def _cause(evidence: Evidence) -> Source | None:
 
 
 def _cure(evidence: Evidence, source: Source | None) -> Action:
-    recovered = _recovered(evidence)
+    if _weights_were_spoiled(evidence) and not evidence.forward_sources:
+        return "restore_weights"
+    recovered = _recovered(evidence) and not evidence.scale_collapsed
     if source is None:
         return "lower_loss_scale" if recovered else "sample_more"
     is_float16 = evidence.graph.by_id[source.layer].compute_dtype == "float16"
@@ -165,7 +188,16 @@ def _recovered(evidence: Evidence) -> bool:
     return not evidence.skips.unrecovered and evidence.skips.sunk_bits < evidence.thresholds.sunk_warning_bits
 
 
-def _told(evidence: Evidence, severity: Severity, source: Source | None) -> str:
+def _weights_were_spoiled(evidence: Evidence) -> bool:
+    """Tell whether steps were skipped since weights are not finite; a scale of 0 spoils them too, but in its wake."""
+    floor = evidence.thresholds.loss_scale_floor
+    return any(
+        spoiled and sample.applied is False and (sample.loss_scale or 0.0) >= floor
+        for spoiled, sample in zip(evidence.any_bad("weight"), evidence.samples, strict=True)
+    )
+
+
+def _told(evidence: Evidence, severity: Severity, source: Source | None, breaking: str | None, *, spoiled: bool) -> str:
     skips = evidence.skips
     amount = (
         f"The optimizer skipped {skips.skipped:,} of {skips.seen:,}{' sampled' if skips.sampled_only else ''} steps"
@@ -174,10 +206,13 @@ def _told(evidence: Evidence, severity: Severity, source: Source | None) -> str:
         return f"{amount}{_why_harmless(evidence)}."
     row = f", at least {skips.longest_run:,} in a row" if 1 < skips.longest_run < skips.seen else ""
     text = f"{amount}{row}; {_outcome(evidence)}."
+    if spoiled:
+        return f"{text} Weights that are not finite are the cause: see the other findings."
     if source is None:
         return f"{text} No sampled step was among them, so the layer is not known."
     direction = "output" if evidence.forward_sources else "gradient"
-    return f"{text} The {direction} of {quoted(source.layer)} overflowed first."
+    maker = "" if breaking is None else f": {quoted(breaking)} makes it so of a finite one"
+    return f"{text} The {direction} of {quoted(source.layer)} overflowed first{maker}."
 
 
 def _outcome(evidence: Evidence) -> str:

@@ -21,6 +21,9 @@ __all__ = ["Measured", "is_broken", "moment_of", "own_cosine", "own_flushed", "w
 class Measured:
     """The reference steps of a run, asked by layer.
 
+    A step whose loss is not finite in float32 either is no reference, as after an update that spoiled the weights, and
+    is left out: what a layer makes of NaN says nothing about its precision.
+
     Args:
         steps: Of the run.
         records: Of the run.
@@ -31,10 +34,13 @@ class Measured:
         steps: Sequence[ReferenceStepRecord],
         records: Iterable[ReferenceRecord],
     ) -> None:
-        self.steps = steps
+        self.steps = [step for step in steps if step.loss_reference is None or math.isfinite(step.loss_reference)]
+        kept = {(step.step, step.moment) for step in self.steps}
         self._records: dict[tuple[str, TensorKind], list[ReferenceRecord]] = defaultdict(list)
         self._gradients: dict[Moment, list[ReferenceRecord]] = defaultdict(list)
         for record in records:
+            if moment_of(record) not in kept:
+                continue
             self._records[record.layer, record.kind].append(record)
             if record.kind == "weight_gradient":
                 self._gradients[moment_of(record)].append(record)

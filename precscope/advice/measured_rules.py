@@ -77,8 +77,10 @@ def measured_backward_error(evidence: Evidence) -> Iterator[Finding]:
     is lost, as behind a sigmoid that rounds to exactly 1, whose slope becomes zero; or parts of it overflow and others
     vanish at one and the same scale, so that none fits. A warning where the gradients of all weights are off, or where
     that cannot be measured because the layer breaks that reads this one. Else a remark: the gradient behind a saturated
-    gate does not matter.
+    gate does not matter. A layer that reads one that has to be in float32, and makes infinities of its gradient at a
+    scale that the training could not keep, belongs to it: small values have large gradients.
     """
+    yield from _overflowing_readers(evidence)
     broken = _innermost(evidence, is_broken)
     harmful_breaks = [finding.layer for finding in measured_break(evidence) if finding.severity != "info"]
     named = {*broken, *_innermost(evidence, lambda record: _is_off(evidence, record))}
@@ -104,9 +106,10 @@ def measured_underflow(evidence: Evidence) -> Iterator[Finding]:
     matter, so it takes more than 1 % of them *and* a cosine to the float32 gradient below 0.999 for a warning, more
     than 10 % or a cosine below 0.99 for an error, and only where the gradients of all weights are off. A higher loss
     scale is the cure where all gradients have room for it, else bfloat16; not float32 layer by layer. Where a layer has
-    an error of its own in the forward pass, zeros in the gradients behind it are a consequence, and are left out.
+    an error of its own in the forward pass, zeros in the gradients behind it are a consequence, and are left out; so
+    are those of a loss scale that fell below 1, for something else overflowed at every scale.
     """
-    if not evidence.measured.steps:
+    if not evidence.measured.steps or evidence.scale_collapsed:
         return
     last = evidence.measured.steps[-1]
     found = [
@@ -175,7 +178,11 @@ def _is_lost(evidence: Evidence, record: ReferenceRecord) -> bool:
 
 
 def _backward_finding(
-    evidence: Evidence, worst: ReferenceRecord, readers: tuple[str, ...] | None, unknown: bool
+    evidence: Evidence,
+    worst: ReferenceRecord,
+    readers: tuple[str, ...] | None,
+    unknown: bool,
+    cure: str = "no loss scale can help",
 ) -> Finding:
     """Return the finding; `readers` are to be kept in float32 with the layer, None where it did no harm."""
     limits, harmful = evidence.thresholds, readers is not None
@@ -197,10 +204,35 @@ def _backward_finding(
         sentence=(
             f"Of an exact gradient, what {quoted(worst.layer)} {what} has a cosine of {own_cosine(worst):.3f} to "
             f"float32's (step {worst.step:,}), {share(own_flushed(worst))} of it zero, {counted(broken, 'value')} "
-            f"infinite or NaN: no loss scale can help." + ("" if harmful else harmless)
+            f"infinite or NaN: {cure}." + ("" if harmful else harmless)
         ),
         consumers=readers or (),
     )
+
+
+def _overflowing_readers(evidence: Evidence) -> Iterator[Finding]:
+    """Yield the readers of layers that err in the forward pass whose own backward pass made the loss scale fall."""
+    erring = {
+        finding.layer
+        for rule in (measured_break, measured_error)
+        for finding in rule(evidence)
+        if finding.severity != "info"
+    }
+    last = evidence.skips.last_scale or 0.0
+    # Where the forward pass broke the loss, that is why the scale fell.
+    too_high = {
+        (step.step, step.moment)
+        for step in evidence.measured.steps
+        if step.loss_scale > last and step.loss_policy is not None and math.isfinite(step.loss_policy)
+    }
+    for layer in evidence.layers:
+        broken = [
+            record
+            for record in evidence.measured.own(layer.id, "gradient")
+            if is_broken(record) and moment_of(record) in too_high
+        ]
+        if broken and layer.id not in erring and erring.intersection(evidence.graph.producers(layer.id)):
+            yield _backward_finding(evidence, broken[0], (), unknown=True, cure="the loss scale fell for its sake")
 
 
 def _has_forward_error(evidence: Evidence) -> bool:

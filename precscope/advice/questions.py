@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from precscope.advice.finding import Number
 from precscope.formats import FORMATS
+from precscope.origin_records import DATA_ID
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from precscope.advice.sources import Source
     from precscope.records import LayerRecord, TensorRecord
 
-__all__ = ["is_input", "nonfinite_numbers", "outputs_of", "overflowing_inputs"]
+__all__ = ["given_to", "is_input", "nonfinite_numbers", "outputs_of", "overflowing_inputs"]
 
 _FLOAT16 = FORMATS["float16"]
 
@@ -29,14 +30,30 @@ def outputs_of(evidence: Evidence, layers: Iterable[str], dtype: str | None = No
     return [tensor for name in layers for tensor in evidence.tensors("activation", layer=name, dtype=dtype)]
 
 
+def given_to(evidence: Evidence, layer: LayerRecord) -> list[TensorRecord]:
+    """Return the recorded tensors that a layer reads; of the data all features, for which of them is not known.
+
+    Labels and sample weights, which are data too, go to the loss.
+    """
+    tensors = outputs_of(evidence, evidence.graph.producers(layer.id))
+    return [t for t in tensors if t.layer != DATA_ID or t.name.partition("/")[0] == "x"]
+
+
 def overflowing_inputs(evidence: Evidence, layer: LayerRecord) -> list[TensorRecord]:
-    """Return the tensors of a wider range that a float16 layer reads and float16 cannot hold."""
+    """Return the tensors of a wider range that a float16 layer reads and float16 cannot hold.
+
+    Where the data have several features, the layer may read another one: then only if its output was seen to break.
+    """
     casts = layer.compute_dtype == "float16" and layer.autocast
     if not casts or layer.id in evidence.graph.contents or is_input(layer):
         return []
-    given = outputs_of(evidence, evidence.graph.producers(layer.id))
+    given = given_to(evidence, layer)
     wider = [tensor for tensor in given if FORMATS[tensor.dtype].max > _FLOAT16.max]
-    return [tensor for tensor in wider if (evidence.highest([tensor]) or 0.0) >= _FLOAT16.overflow_limit]
+    beyond = [tensor for tensor in wider if (evidence.highest([tensor]) or 0.0) >= _FLOAT16.overflow_limit]
+    features = [tensor for tensor in given if tensor.layer == DATA_ID]
+    if len(features) > 1 and not evidence.bad("activation", layer.id).any():
+        return [tensor for tensor in beyond if tensor not in features]
+    return beyond
 
 
 def nonfinite_numbers(evidence: Evidence, source: Source) -> dict[str, Number]:

@@ -19,6 +19,7 @@ from precscope.advice.measured_rules import (
 from precscope.advice.origin_rules import nonfinite_origin
 from precscope.advice.output_rules import loss_not_finite, output_in_16_bits
 from precscope.advice.replica_rules import lone_overflow
+from precscope.advice.silent_rules import cast_rounding, stalled_sum, vanished_output
 from precscope.advice.weight_rules import bad_weights, lost_updates, odd_sizes
 
 __all__ = ["RULES", "Rule"]
@@ -36,9 +37,12 @@ RULES: tuple[Rule, ...] = (
     gradient_overflow,
     nonfinite_origin,
     bad_weights,
-    loss_scale_floor,
     skipped_steps,
+    loss_scale_floor,
     measured_error,
+    vanished_output,
+    stalled_sum,
+    cast_rounding,
     activation_headroom,
     unwrapped_optimizer,
     measured_underflow,

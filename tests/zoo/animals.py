@@ -4,7 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.zoo import attention, healthy, integers, norms, outputs, ranges, scaling, second
+from tests.zoo import (
+    attention,
+    fourth,
+    healthy,
+    integers,
+    norms,
+    outputs,
+    ranges,
+    scaling,
+    second,
+    third,
+    third_healthy,
+)
 
 if TYPE_CHECKING:
     from tests.zoo.case import Case
@@ -20,6 +32,9 @@ ZOO: tuple[Case, ...] = (
     *scaling.CASES,
     *healthy.CASES,
     *second.CASES,
+    *third.CASES,
+    *third_healthy.CASES,
+    *fourth.CASES,
 )
 
 
