@@ -78,7 +78,7 @@ _PLAIN = ("named", "found", "to_find", "wrong", "top_is_right", "is_false_alarm"
 
 def _read(line: dict[str, Any]) -> Score:
     """Return the score that a line holds, without its findings."""
-    plain = {name: tuple(value) if isinstance(value := line[name], list) else value for name in _PLAIN}
+    plain: dict[str, Any] = {name: tuple(value) if isinstance(value := line[name], list) else value for name in _PLAIN}
     return Score(case_named(line["case"]), (), **plain)
 
 
