@@ -4,8 +4,9 @@
     python benchmarks/overhead.py --table overhead.jsonl          # the table in docs/benchmarks.md
 
 Each case runs in one process: plain steps first, then trainings without PrecScope and under a session whose samples
-never come due, in turns; then, for each selection of layers, a training without PrecScope and one under it with the
-default budget, whose samples give the probed step. Ratios are taken within that process; compiling is reported apart.
+never come due, in turns; then, for each selection of layers, a training under the default budget, whose samples give
+the probed step, with half a training without PrecScope before and after. Ratios are taken within that process;
+compiling is reported apart.
 The data is one random batch, repeated, so that no input pipeline takes part.
 """
 
@@ -120,10 +121,13 @@ class Case:
         return {"unsampled_ratio": statistics.median(ratios), "unsampled_ratios": ratios, "unsampled_steps": steps}
 
     def profiled(self, steps: int, options: dict[str, Any]) -> dict[str, Any]:
-        """Train `steps` steps without PrecScope, then as many with its default budget, and return what that cost."""
+        """Train `steps` steps with the default budget, and half as many without PrecScope before and after.
+
+        So a drift of the machine cancels. Return what that cost.
+        """
         import precscope
 
-        without_s = self.fit(steps)
+        without_s = self.fit(steps // 2)
         # The plain peak leaves out what compiling takes to try kernels, so this one does too (sampled at step 1).
         after_compile = self.keras.callbacks.LambdaCallback(
             on_train_batch_end=lambda batch, logs: self.reset_peak() if batch == 3 else None
@@ -134,6 +138,8 @@ class Case:
             with precscope.profile(self.model, Path(folder) / "run", **known(options)):
                 profiled_s = self.fit(steps, [after_compile])
             run = precscope.open_run(Path(folder) / "run")
+        peak_bytes = self.peak_bytes()
+        without_s += self.fit(steps - steps // 2)
         costs = {cost.kind: cost for cost in run.costs}
         compile_s = costs["compile"].time_ns / 1e9
         return {
@@ -142,12 +148,14 @@ class Case:
             "probed_step_ms": statistics.median(sample.step_time_ns for sample in run.samples[1:]) / 1e6,
             "read_ms": costs["read"].time_ns / costs["read"].count / 1e6,
             "write_ms": costs["write"].time_ns / costs["write"].count / 1e6,
-            "probed_peak_bytes": self.peak_bytes(),
+            "probed_peak_bytes": peak_bytes,
             "steps": steps,
             "samples": len(run.samples),
             "without_s": without_s,
             "profiled_s": profiled_s,
             "profiled_less_compile_s": profiled_s - compile_s,
+            "costs_s": {kind: cost.time_ns / 1e9 for kind, cost in costs.items()},
+            "cost_counts": {kind: cost.count for kind, cost in costs.items()},
         }
 
 

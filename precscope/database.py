@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from precscope.device_records import DeviceInfo, DeviceSample
+from precscope.lint_result import LintFinding
 from precscope.op_records import OpRecord, ProfiledWindow
 from precscope.origin_records import Frame, OriginRecord
 from precscope.records import (
@@ -99,6 +100,9 @@ CREATE TABLE origins (
     finite_step INTEGER, dense_steps INTEGER NOT NULL, times INTEGER NOT NULL, last_step INTEGER NOT NULL, kept TEXT,
     note TEXT, frames TEXT NOT NULL
 );
+CREATE TABLE lint (
+    "check" TEXT NOT NULL, severity TEXT NOT NULL, layer TEXT, sentence TEXT NOT NULL, advice TEXT NOT NULL, place TEXT
+);
 CREATE TABLE replicas (number INTEGER PRIMARY KEY, worker INTEGER NOT NULL, device TEXT NOT NULL);
 CREATE TABLE replica_samples (
     sample INTEGER NOT NULL, replica INTEGER NOT NULL, loss REAL, loss_is_nan INTEGER NOT NULL, scalars BLOB NOT NULL,
@@ -144,6 +148,7 @@ _TABLES: dict[type[Any], str] = {
     ProfiledWindow: "profiled_windows",
     OpRecord: "op_times",
     OriginRecord: "origins",
+    LintFinding: "lint",
     ReplicaRecord: "replicas",
     DeviceInfo: "devices",
     DeviceSample: "device_samples",
@@ -153,7 +158,7 @@ _TABLES: dict[type[Any], str] = {
 #: Tables that a run need not have: runs that were recorded before there were any.
 _OPTIONAL_TABLES = (
     *("step_times", "results", "profiled_windows", "op_times", "devices", "device_samples", "origins"),
-    *("reference_steps", "reference", "progress", "replicas", "replica_samples"),
+    *("reference_steps", "reference", "progress", "replicas", "replica_samples", "lint"),
 )
 #: Columns that hold a tuple as a JSON array.
 _JSON_COLUMNS = ("inputs", "shape", "shared_with", "throttle_reasons", "bad_weights", "bad_updates", "left_out")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import importlib
 import sys
-import traceback
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from precscope.error_text import where_it_failed
 from precscope.errors import PrecScopeError
 from precscope.suggest import did_you_mean
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
 
-__all__ = ["EntryPointError", "load_entry_point", "split_entry_point", "where_it_failed"]
+__all__ = ["EntryPointError", "load_entry_point", "split_entry_point"]
 
 _EXPECTED = "Expected MODULE:FUNCTION (such as my_package.training:build) or a file (such as train.py:build)"
 
@@ -60,14 +60,6 @@ def load_entry_point(name: str) -> Callable[..., Any]:
     if not callable(found):
         raise EntryPointError(f"{name!r} is no function but of type {type(found).__name__}.")
     return found  # type: ignore[no-any-return]  # narrowed from Any
-
-
-def where_it_failed(error: BaseException) -> str:
-    """Return an exception in a line: its type, its message, and the line of code that raised it."""
-    text = "".join(traceback.format_exception_only(error)).strip().splitlines()
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}:{frames[-1].lineno})" if frames else ""
-    return f"{' '.join(line.strip() for line in text)}{place}"
 
 
 def _is_file(module: str) -> bool:

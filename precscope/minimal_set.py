@@ -75,13 +75,14 @@ class _Tester(Generic[M]):
     test: Callable[[frozenset[str]], M]
     most_tests: int
     report: Callable[[int, int], None]
+    is_over: Callable[[], bool]
     trials: dict[frozenset[str], M] = field(default_factory=dict)
 
     def passes(self, names: Iterable[str], left: int = 0) -> bool:
         """Test a set; `left` is how many tests may follow at most."""
         wanted = frozenset(names)
         if wanted not in self.trials:
-            if len(self.trials) >= self.most_tests:
+            if len(self.trials) >= self.most_tests or self.is_over():
                 raise _OutOfTestsError
             done = len(self.trials)
             self.report(done, min(1 + left, self.most_tests - done))
@@ -101,6 +102,7 @@ def smallest_set(
     *,
     most_tests: int = 60,
     report: Callable[[int, int], None] = lambda done, left: None,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> SearchResult[M]:
     """Return the smallest set that passes `test`.
 
@@ -110,9 +112,10 @@ def smallest_set(
         others: Further names to grow the set with, in that order.
         most_tests: After so many tests the smallest set that has passed by then is returned.
         report: Called before each test with the number of tests made, and of those left at most, this one included.
+        is_over: Asked before each test whether the time for it has run out; then as after `most_tests`.
     """
     names = tuple(dict.fromkeys((*suspects, *others)))
-    tester = _Tester(test, most_tests, report)
+    tester = _Tester(test, most_tests, report, is_over)
     is_minimal = False
     try:
         passing = _first_passing(tester, names, len(dict.fromkeys(suspects)))

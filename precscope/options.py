@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from precscope.errors import OptionsError
 from precscope.suggest import did_you_mean
@@ -81,6 +81,15 @@ def _patterns(value: Any) -> tuple[str, ...]:
     return patterns
 
 
+def _auto_or_flag(value: Any) -> bool | Literal["auto"]:
+    if value == "auto":
+        return "auto"
+    try:
+        return flag(value)
+    except ValueError as error:
+        raise ValueError(f'"auto", {error}') from None
+
+
 def _or_none(check: Check) -> Check:
     def checked(value: Any) -> Any:
         if value is None:
@@ -119,9 +128,9 @@ class Options:
             none. Over the limit, fewer are kept, spread evenly over the training.
         run_size_mib: MiB that the samples of a worker may take in the run directory; 0 for no limit. Over the limit,
             old samples are thinned out evenly; those with infinities, NaN or a skipped step go last.
-        reference: Take reference steps in float32: at the start, once the loss scale has settled, and at the end.
-        reference_budget: Share of the training time that reference steps may cost; those at the start, once settled and
-            at the end are taken in any case.
+        reference: Take reference steps in float32, at the start, once the loss scale has settled, and at the end: True
+            in any case, "auto" where they fit into memory and are cheap beside the run, see docs/reference_step.md.
+        reference_budget: Share of the training time that reference steps in between may cost.
         live: Show the run while it is written, in lines at the bottom of this terminal.
 
     Raises:
@@ -144,7 +153,7 @@ class Options:
     tripwire: bool = _option(False, flag)
     keep_batches_mib: float = _option(0.0, _size)
     run_size_mib: float = _option(1024.0, _size)
-    reference: bool = _option(False, flag)
+    reference: bool | Literal["auto"] = _option("auto", _auto_or_flag)
     reference_budget: float = _option(0.01, _share)
     live: bool = _option(False, flag)
 

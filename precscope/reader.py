@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from precscope.device_records import DeviceInfo, DeviceSample
+    from precscope.lint_result import LintFinding
     from precscope.op_records import OpRecord, ProfiledWindow
     from precscope.origin_records import OriginRecord
     from precscope.records import (
@@ -88,10 +89,11 @@ class Run:
         devices: The devices of the process, GPUs or else the host.
         device_samples: Their state, in the order of time.
         results: Metrics at the end of each epoch, by name, as Keras' history has them; empty without one.
-        reference_steps: Reference steps in float32, in the order of time; none unless `reference` was set.
+        reference_steps: Reference steps in float32, in the order of time; empty where none was taken.
         reference: What each measured, tensor by tensor.
         origins: Where values turned infinite or NaN, in the order of the steps; empty where none did.
         replicas: The model's replicas, by number; empty where there was one.
+        lint: What layers' own code risks in 16 bits, as `precscope lint` says it; seen in the traced step, each once.
         workers: The processes that trained, also those whose file is missing.
     """
 
@@ -114,6 +116,7 @@ class Run:
     reference: tuple[ReferenceRecord, ...]
     origins: tuple[OriginRecord, ...]
     replicas: tuple[ReplicaRecord, ...]
+    lint: tuple[LintFinding, ...]
     workers: tuple[WorkerRecord, ...]
     _placed: PlacedWorkers
 
@@ -329,6 +332,7 @@ def merge_workers(
         reference=tuple(item for worker in workers for item in worker.reference),
         origins=tuple(sorted((item for worker in workers for item in worker.origins), key=lambda item: item.step)),
         replicas=tuple(sorted((item for worker in workers for item in worker.replicas), key=lambda item: item.number)),
+        lint=tuple(dict.fromkeys(item for worker in workers for item in worker.lint)),
         workers=tuple(records),
         _placed=placed,
     )

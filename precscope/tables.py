@@ -13,6 +13,7 @@ import numpy as np
 from precscope.advice import analyze
 from precscope.device_records import DeviceInfo, DeviceSample
 from precscope.layer_time import LayerTime
+from precscope.lint_result import LintFinding
 from precscope.op_records import OpRecord
 from precscope.origin_records import OriginRecord
 from precscope.records import (
@@ -158,6 +159,7 @@ _MAKERS: dict[str, Callable[[Run], Iterator[Column]]] = {
     "histograms": _histograms,
     "loss_scales": _records(LossScaleRecord, lambda run: run.loss_scales),
     "findings": _findings,
+    "lint": _records(LintFinding, lambda run: run.lint),
     "origins": _records(OriginRecord, lambda run: run.origins),
     "reference_steps": _records(ReferenceStepRecord, lambda run: run.reference_steps),
     "reference": _records(ReferenceRecord, lambda run: run.reference),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -73,6 +73,9 @@ class Verification:
         timed_passes: How many passes of each were timed, in turn.
         device: On what.
         unix_s: When.
+        took_s: How long each part of the proof took, in seconds, by its name.
+        traces: How often the step was traced, in all.
+        tracing_s: How long that took of all parts, in seconds; None where it was not measured.
     """
 
     proven: bool
@@ -93,6 +96,9 @@ class Verification:
     timed_passes: int
     device: str
     unix_s: float
+    took_s: Mapping[str, float] = field(default_factory=dict)
+    traces: int = 0
+    tracing_s: float | None = None
 
     @property
     def nothing_needed(self) -> bool:
@@ -151,7 +157,8 @@ def read_verification(directory: Path) -> Verification | None:
 
 
 def _verification(content: dict[str, Any]) -> Verification:
-    values = {item.name: content[item.name] for item in fields(Verification)}
+    earlier = {"took_s", "traces", "tracing_s"} - set(content)  # what the first files did not hold
+    values = {item.name: content[item.name] for item in fields(Verification) if item.name not in earlier}
     values["criterion"] = Criterion(**values["criterion"])
     values["before"] = _measured(values["before"])
     for name in ("after", "bfloat16"):

@@ -16,6 +16,7 @@ import numpy as np
 from precscope.database import columns_of, open_database, select, select_results
 from precscope.device_records import DeviceInfo, DeviceSample
 from precscope.errors import RunDirectoryError
+from precscope.lint_result import LintFinding
 from precscope.op_records import OpRecord, ProfiledWindow
 from precscope.origin_records import OriginRecord
 from precscope.records import (
@@ -82,6 +83,7 @@ class Worker:
         origins: Where values turned non-finite, in the order of finding.
         first_sample: Number of the first of `samples` in the file: above 0 where only the last ones are looked at.
         replicas: Those that the worker runs; none where there is one replica in all.
+        lint: What layers' own code risks in 16 bits, in the order of finding.
         state: Who writes the file, and how that ended; None where an earlier version wrote it.
     """
 
@@ -103,6 +105,7 @@ class Worker:
     origins: tuple[OriginRecord, ...] = ()
     first_sample: int = 0
     replicas: tuple[ReplicaRecord, ...] = ()
+    lint: tuple[LintFinding, ...] = ()
     state: WorkerState | None = None
 
     @property
@@ -205,6 +208,7 @@ def read_worker(path: Path) -> Worker:
             select(connection, ReferenceRecord),
             select(connection, OriginRecord),
             replicas=select(connection, ReplicaRecord),
+            lint=select(connection, LintFinding),
             state=read_state(connection),
         )
 

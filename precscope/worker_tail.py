@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from precscope.database import FIRST_ROW, last_row, open_database, select_after
 from precscope.device_records import DeviceInfo, DeviceSample
+from precscope.lint_result import LintFinding
 from precscope.origin_records import OriginRecord
 from precscope.records import (
     CostRecord,
@@ -79,6 +80,7 @@ class WorkerTail:
         layers: By id.
         tensors: By index.
         replicas: Those that the worker runs; none where there is one replica in all.
+        lint: What layers' own code risks in 16 bits.
         samples: The sampled steps, thinned.
         recent: The last samples.
         fresh: What the last look found, the last `RECENT` samples of it.
@@ -100,6 +102,7 @@ class WorkerTail:
         self.layers: dict[str, LayerRecord] = {}
         self.tensors: list[TensorRecord] = []
         self.replicas: list[ReplicaRecord] = []
+        self.lint: list[LintFinding] = []
         self.samples: Thinned[SampleRecord] = Thinned(_SERIES)
         self.recent: deque[SampleRecord] = deque(maxlen=RECENT)
         self.fresh: list[FreshSample] = []
@@ -166,6 +169,7 @@ class WorkerTail:
             origins=self.origins,
             first_sample=last[0].index if last else 0,
             replicas=tuple(self.replicas),
+            lint=tuple(self.lint),
         )
 
     def _read(self, connection: sqlite3.Connection) -> bool:
@@ -175,6 +179,7 @@ class WorkerTail:
         self.layers |= {layer.id: layer for layer in layers}
         self.tensors += tensors
         self.replicas += self._after(connection, ReplicaRecord)
+        self.lint += self._after(connection, LintFinding)
         changed = [bool(layers), bool(tensors), self._read_samples(connection)]
         looks, stretches = self._after(connection, LossScaleRecord), self._after(connection, StepTimeRecord)
         self.loss_scales.extend(looks)

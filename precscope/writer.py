@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from precscope.device_records import DeviceInfo, DeviceSample
+    from precscope.lint_result import LintFinding
     from precscope.op_records import OpRecord, ProfiledWindow
     from precscope.origin_records import OriginRecord
     from precscope.records import (
@@ -257,6 +258,10 @@ class RunWriter:
     def add_origin(self, record: OriginRecord) -> None:
         """Add where values turned non-finite; one whose index is known replaces the older record."""
         self._insert([record])
+
+    def add_lint(self, findings: Iterable[LintFinding]) -> None:
+        """Add what layers' own code risks in 16 bits."""
+        self._insert(findings)
 
     def add_replicas(self, replicas: Iterable[ReplicaRecord]) -> None:
         """Add the replicas that this worker runs."""

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
+from precscope.probes.internals.devices import memory_limit_bytes
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -32,6 +34,19 @@ class AllocatorMemory:
         """Return the bytes handed out now, and at most since the last `reset` (or since the program began); or None."""
         info = self._ask(tf.config.experimental.get_memory_info)
         return None if info is None else (int(info["current"]), int(info["peak"]))
+
+    def free(self) -> int | None:
+        """Return the bytes that can still be handed out, as far as is known; or None.
+
+        That is the allocator's limit less what is handed out now. Where the limit is not known, what was handed out at
+        the peak and is not now: so much there is for certain.
+        """
+        read = self.read()
+        if read is None:
+            return None
+        current, peak = read
+        limit = memory_limit_bytes(self._device)
+        return max((peak if limit is None else limit) - current, 0)
 
     def reset(self) -> None:
         """Let the peak start anew from what is handed out now. The peak is shared by all of this program."""

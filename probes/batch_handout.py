@@ -121,8 +121,9 @@ class BatchHandout:
 
 
 def _variable(dtype: Any, rank: int) -> Any:
-    empty = tf.zeros([0] * rank, dtype)
-    return tf.Variable(empty, shape=tf.TensorShape([None] * rank), trainable=False, name="precscope_batch")
+    with tf.device("CPU:0"):  # a GPU's memory is the training's
+        empty = tf.zeros([0] * rank, dtype)
+        return tf.Variable(empty, shape=tf.TensorShape([None] * rank), trainable=False, name="precscope_batch")
 
 
 class BatchKeeping:
@@ -161,6 +162,7 @@ class BatchKeeping:
             if batch.kwargs:
                 groups["keywords"] = _as_arrays(batch.kwargs)
             groups |= self._weights(read_weights, groups)
+            groups["state"] = {"is_custom_loop": handout.step is not None}
             self._writer.keep(step, **groups)
         except RunDirectoryError as error:
             self._writer = None

@@ -13,7 +13,8 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any, TextIO
 
-from precscope.entry_point import EntryPointError, load_entry_point, where_it_failed
+from precscope.entry_point import EntryPointError, load_entry_point
+from precscope.error_text import where_it_failed
 from precscope.errors import PrecScopeError
 from precscope.probes.tensorflow_startup import load_tensorflow
 

@@ -17,7 +17,7 @@ from precscope.probes.internals.graphs import call_stack
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-__all__ = ["innermost_own_frame", "place_of_call", "place_of_frame", "place_of_name", "place_of_ops"]
+__all__ = ["innermost_own_frame", "place_in_call", "place_of_call", "place_of_frame", "place_of_name", "place_of_ops"]
 
 _LIBRARIES = tuple(
     str(Path(package.__file__).parent) for package in (keras, tf, sys.modules["precscope"]) if package.__file__
@@ -27,7 +27,7 @@ _PROBES = str(Path(__file__).parent)
 _STANDARD = (sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["purelib"])
 _FOREIGN = (*_LIBRARIES, _PROBES, *_STANDARD, "<")
 # PrecScope's modules that run a train step with taps.
-_ENTRIES = tuple(str(Path(__file__).with_name(name)) for name in ("train_function.py", "shadow_step.py"))
+_ENTRIES = tuple(str(Path(__file__).with_name(name)) for name in ("probed_step.py", "shadow_step.py"))
 #: Ops that only hand values on, whose line tells nothing about where values arise.
 _PASSING_ON = ("Cast", "Const", "Identity", "NoOp", "Placeholder", "ReadVariableOp", "Reshape", "Shape", "StridedSlice")
 
@@ -42,6 +42,20 @@ def place_of_frame(frame: Any) -> str:
     """Return "train.py:12: y = tf.exp(x)", without the code where it cannot be read."""
     line = linecache.getline(frame.filename, frame.lineno).strip()
     return f"{Path(frame.filename).name}:{frame.lineno}" + (f": {line}" if line else "")
+
+
+def place_in_call(op: Any, file: str, function: str) -> str | None:
+    """Return the innermost line of the user's own inside a layer's call that made `op`; None where that is a library's.
+
+    Args:
+        op: The op.
+        file: The file of the function that stands in for the layer's call.
+        function: That function's name.
+    """
+    frames = list(op.traceback)
+    entered = [place for place, frame in enumerate(frames) if frame.filename == file and frame.name == function]
+    own = innermost_own_frame(frames[entered[-1] + 1 :] if entered else [])
+    return None if own is None else place_of_frame(own)
 
 
 def place_of_call(layer: Any, ops: Sequence[Any]) -> str | None:

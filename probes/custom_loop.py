@@ -5,21 +5,12 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING, Any
 
-from precscope.probes.internals.distribution import ONE_REPLICA
-from precscope.probes.internals.tf_functions import is_compiled_by_xla
-from precscope.probes.replicas import recorder_for
-from precscope.probes.train_function import probed_function
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from precscope.probes.batch_handout import BatchHandout
-    from precscope.probes.internals.distribution import Replicas
-    from precscope.probes.optimizer_taps import OptimizerTaps
+    from precscope.probes.probed_step import StepProbes
     from precscope.probes.recorder import Recorder
     from precscope.probes.sampling_loop import SamplingLoop
-    from precscope.probes.taps import LayerTaps
-    from precscope.probes.tripwire import Tripwire
 
 __all__ = ["InstrumentedStep"]
 
@@ -30,32 +21,24 @@ class InstrumentedStep:
     Args:
         plain: A tf.function, or a plain function that runs eagerly.
         loop: Decides which step is probed.
-        make_taps: Plans and returns the taps, called when the first sample is due.
+        probes: What the step gets.
         ready: Tells whether everything that the first step builds is there.
         advance: Called before each step with this object, so that the session counts steps.
-        handout: Takes the batches of sampled steps, where somebody wants them.
-        tripwire: Keeps what it takes to run a bad step again, where that is asked for.
-        replicas: Who runs the step.
     """
 
     def __init__(
         self,
         plain: Callable[..., Any],
         loop: SamplingLoop,
-        make_taps: Callable[[Recorder], tuple[LayerTaps, *tuple[OptimizerTaps, ...]]],
+        probes: StepProbes,
         ready: Callable[[], bool],
         advance: Callable[[InstrumentedStep], None],
-        handout: BatchHandout | None = None,
-        tripwire: Tripwire | None = None,
-        replicas: Replicas = ONE_REPLICA,
     ) -> None:
-        self._replicas = replicas
-        self._handout = handout
-        self._tripwire = tripwire
+        self._probes = probes
+        self._tripwire = probes.tripwire
         functools.update_wrapper(self, getattr(plain, "python_function", plain))
         self.plain = plain
         self._loop = loop
-        self._make_taps = make_taps
         self._ready = ready
         self._advance = advance
         self._recorder: Recorder | None = None
@@ -90,15 +73,13 @@ class InstrumentedStep:
 
         def prepare() -> tuple[Recorder, Callable[[], Any]]:
             recorder, probed = self._prepare()
-            if self._handout is not None:
-                self._handout.put(self.plain, args, kwargs)
+            if self._probes.handout is not None:
+                self._probes.handout.put(self.plain, args, kwargs)
             return recorder, lambda: probed(*args, **kwargs)
 
         return loop.run(prepare, lambda: self.plain(*args, **kwargs), count=False)
 
     def _prepare(self) -> tuple[Recorder, Callable[..., Any]]:
         if self._recorder is None or self._probed is None:
-            recorder = recorder_for(self._replicas, is_compiled_by_xla(self.plain))
-            self._probed = probed_function(self.plain, recorder, *self._make_taps(recorder))
-            self._recorder = recorder
+            self._recorder, self._probed = self._probes.probed(self.plain)
         return self._recorder, self._probed

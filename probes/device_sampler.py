@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Protocol
 
+from precscope.error_text import failure_in_a_line
 from precscope.errors import OptionsError
 from precscope.probes.gpus import open_gpus
 from precscope.probes.host_memory import HostMemory
@@ -130,7 +131,7 @@ class DeviceSampler:
             with self._devices(self._notice) as devices:
                 self._sample(list(devices))
         except Exception as error:  # anything at all: the training goes on without this thread
-            self._tell(f"Devices are no longer sampled: {type(error).__name__}: {error}")
+            self._tell(f"Devices are no longer sampled: {failure_in_a_line(error)}")
         finally:
             self.cpu_time_ns = self._cpu_clock_ns()
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
+from precscope.error_text import error_in_a_line
 from precscope.formats import FORMATS
 from precscope.probes.internals.layer_calls import set_instance_attribute
 from precscope.probes.internals.layer_tree import MODEL_ID, has_named_layers
@@ -47,8 +48,7 @@ class FlipWatch:
     def failed(self, layer_id: str, error: Exception) -> None:
         """Note the innermost layer that raised: the first to see the error, which its owners see after it."""
         if not self._has_failed:
-            words = " ".join(str(error).split())
-            self.unflipped[layer_id] = f"it failed in that policy: {type(error).__name__}: {words[:200]}"
+            self.unflipped[layer_id] = f"it failed in that policy: {error_in_a_line(error, 200)}"
         self._has_failed = True
 
 

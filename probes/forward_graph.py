@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from precscope.probes.code_places import innermost_own_frame, place_of_frame
+from precscope.probes.code_places import place_in_call
 from precscope.probes.internals.graphs import current_graph
 from precscope.probes.internals.layer_calls import set_instance_attribute
 
@@ -65,7 +65,7 @@ def trace_forward(model: Any, layers: Mapping[str, Any], inputs: Any) -> Forward
             result = call(*args, **kwargs)
             for op in [] if graph is None else graph.get_operations()[begin:]:
                 # A sub-layer's call ended before its owner's: what it made is taken.
-                owners.setdefault(id(op), LayerOp(layer_id, op, _users_line(op)))
+                owners.setdefault(id(op), LayerOp(layer_id, op, place_in_call(op, __file__, "noted")))
             return result
 
         return noted
@@ -79,11 +79,3 @@ def trace_forward(model: Any, layers: Mapping[str, Any], inputs: Any) -> Forward
             function = traced.get_concrete_function(inputs)
     outputs = keras.tree.flatten(function.structured_outputs)
     return ForwardGraph(tuple(owners.values()), tuple(output.dtype.name for output in outputs))
-
-
-def _users_line(op: Any) -> str | None:
-    """Return the innermost line of the user's code inside the layer's call."""
-    frames = list(op.traceback)
-    entered = [number for number, frame in enumerate(frames) if frame.filename == __file__ and frame.name == "noted"]
-    own = innermost_own_frame(frames[entered[-1] + 1 :] if entered else [])
-    return None if own is None else place_of_frame(own)

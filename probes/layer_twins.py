@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import keras
 import tensorflow as tf
 
+from precscope.error_text import error_in_a_line
 from precscope.probes.internals.dtype_policies import (
     float32_compute_policy,
     own_policy,
@@ -37,12 +38,13 @@ from precscope.probes.layer_policies import cannot_flip, model_layers
 from precscope.probes.reading import TensorKey
 from precscope.probes.taps import is_read_by_losses
 from precscope.probes.tensor_errors import error_sums
+from precscope.probes.tensor_sources import is_float_tensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from precscope.probes.shadow_step import ShadowTrace
-    from precscope.probes.taps import TapPlan
+    from precscope.probes.tap_plan import TapPlan
 
 __all__ = ["Part", "ReferencePass"]
 
@@ -161,13 +163,13 @@ class ReferencePass:
         """Call the layer in float32 and its twin, both from the same state; the state goes on from the first."""
         state = call_state(family)
         before = _values(state)
-        inputs = [x for x in keras.tree.flatten((args, kwargs)) if _is_float(x)]
+        inputs = [x for x in keras.tree.flatten((args, kwargs)) if is_float_tensor(x)]
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(inputs)
             try:
                 outputs = call(*args, **kwargs)
             except _FAILURES as error:
-                self.left_out[plan.id] = f"it fails in float32 ({type(error).__name__}: {_in_a_line(error)})"
+                self.left_out[plan.id] = f"it fails in float32 ({error_in_a_line(error, 200)})"
                 return self._call_twin(family, call, args, kwargs), None
         after = _values(state)
         _assign(state, before)
@@ -218,7 +220,7 @@ class ReferencePass:
             self._claimed.add(id(operation))
 
     def _tap(self, plan: TapPlan, call: int, place: int, tensor: Any, twin: _Twin | None) -> Any:
-        if not _is_float(tensor):
+        if not is_float_tensor(tensor):
             return tensor
         activation, arriving = (TensorKey(plan.id, kind, str(place)) for kind in _KINDS)
         keep = self._trace.keep
@@ -298,11 +300,7 @@ def _assign(variables: Sequence[Any], values: Sequence[Any]) -> None:
 
 
 def _widened(tensor: Any) -> Any:
-    return tf.cast(tensor, tf.float32) if _is_float(tensor) else tensor
-
-
-def _is_float(tensor: Any) -> bool:
-    return isinstance(tensor, tf.Tensor) and tensor.dtype.is_floating
+    return tf.cast(tensor, tf.float32) if is_float_tensor(tensor) else tensor
 
 
 def _is_data(tensor: Any) -> bool:
@@ -310,7 +308,3 @@ def _is_data(tensor: Any) -> bool:
     while tensor.op.type in ("Cast", "Identity"):
         tensor = tensor.op.inputs[0]
     return tensor.op.type == "Placeholder"
-
-
-def _in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

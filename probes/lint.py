@@ -8,7 +8,7 @@ import keras
 import tensorflow as tf
 
 from precscope.advice.finding import SEVERITIES
-from precscope.entry_point import where_it_failed
+from precscope.error_text import where_it_failed
 from precscope.lint_result import LintFinding, LintResult
 from precscope.probes.forward_graph import trace_forward
 from precscope.probes.internals.layer_tree import has_named_layers, input_structure, walk_layers
@@ -59,7 +59,7 @@ def lint_model(model: Any, dataset: Any = None) -> LintResult:
             nonlocal layers
             graph = trace_forward(model, layers, inputs)
             layers = dict(walk_layers(model))  # with what the first call built
-            upcasting.update(upcasting_layers(graph))
+            upcasting.update(upcasting_layers(graph.ops))
             return check_operations(graph)
 
         findings += _tried("operations", operations, not_checked)

@@ -1,7 +1,8 @@
 """The loss scale, the optimizer's counters and whether values are finite, looked at now and then between steps.
 
 Reading a variable waits until the device has done all that was queued, so a look is rare: the gaps double from one
-step on, until looks are half a second apart, and grow with the training's length up to half a minute. Keras' counter of
+step on, until looks are a hundred steps apart (but at least half a second, at most five), and grow with the training's
+length up to half a minute. Keras' counter of
 steps since the scale last moved tells afterwards at which step that was (`precscope.loss_scale_history`).
 """
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from precscope.error_text import failure_in_a_line
 from precscope.probes.internals.optimizers import growth_counter, is_dynamic, loss_scale, update_counter
 from precscope.probes.sampling_loop import NEVER
 from precscope.records import LossScaleRecord
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 __all__ = ["LossScalePoll", "PollSchedule"]
 
 _SHORTEST_NS, _LONGEST_NS = 500_000_000, 30_000_000_000
+# A look leaves the device idle until the next step is launched: up to a step where launching takes as long as running.
+_STEPS_APART, _STEPS_APART_NS = 100, 5_000_000_000
 _SHARE_OF_TRAINING = 0.01  # an interval's, so that an hour of training is looked at some hundred times
 #: Skipped steps in a row after which the training is told that it learns nothing. A search from 2**15 down to 1 takes
 #: fifteen.
@@ -49,8 +53,9 @@ class PollSchedule:
         if self._start_ns is None:
             self._start_ns = now_ns
         elif step > last_step:
-            interval_ns = min(max(_SHARE_OF_TRAINING * (now_ns - self._start_ns), _SHORTEST_NS), _LONGEST_NS)
             step_ns = max((now_ns - last_ns) / (step - last_step), 1.0)
+            shortest_ns = max(min(_STEPS_APART * step_ns, _STEPS_APART_NS), _SHORTEST_NS)
+            interval_ns = min(max(_SHARE_OF_TRAINING * (now_ns - self._start_ns), shortest_ns), _LONGEST_NS)
             self._gap = max(1, min(2 * self._gap, int(interval_ns / step_ns)))
         self._last = (step, now_ns)
         self.next_step = step + self._gap
@@ -175,7 +180,7 @@ class LossScalePoll:
             self._looked(self._loop.steps_seen, start_ns)
         except Exception as error:  # a poll is never worth a training run
             self.switch_off()
-            self._tell(f"the loss scale can no longer be followed: {type(error).__name__}: {error}")
+            self._tell(f"the loss scale can no longer be followed: {failure_in_a_line(error)}")
 
     def _raise_alarm(self, scale: float | None, seen: int, applied: int) -> None:
         """Tell while there is time: a scale that has fallen to 0 turns the weights into NaN."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from precscope.probes.statistic import bucket_size
+from precscope.probes.packed_tensors import PACKED_LIMIT, PackedTensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,37 +21,32 @@ def count_lost_updates(steps: Sequence[tuple[Any, Any, Any]]) -> Any:
     Updates, lost updates, and elements that were finite before and are not any more.
 
     An update is an element with a non-zero gradient (NaN and infinities among them); it is lost where the weight is
-    equal before and after. Tensors of one size are counted together, since each count is a kernel on a GPU.
+    equal before and after. Tensors are packed together, since each count is a kernel on a GPU, but for large ones.
     """
     elements = [before.shape.num_elements() for before, _, _ in steps]
-    sizes = [bucket_size(number) for number in elements]
-    order: list[int] = []
-    parts = []
-    for size in sorted(set(sizes)):
-        chosen = [index for index, other in enumerate(sizes) if other == size]
-        order += chosen
-        before, after, gradient = (
-            tf.stack([_padded(steps[index][position], elements[index], size) for index in chosen])
-            for position in range(3)
-        )
-        parts.append(_count(before, after, gradient))
-    return tf.gather(tf.concat(parts, 0), np.argsort(order))
+    together = [index for index, number in enumerate(elements) if number <= PACKED_LIMIT]
+    groups = [*([together] if together else []), *([index] for index in range(len(steps)) if index not in together)]
+    counts = [_count([steps[index] for index in group], [elements[index] for index in group]) for group in groups]
+    return tf.gather(tf.concat(counts, 0), np.argsort(np.concatenate(groups)))
 
 
-def _padded(x: Any, elements: int, size: int) -> Any:
-    """Return `x` flat in float32, to which every weight's dtype casts without rounding, with zeros up to `size`.
-
-    It has as many elements as the weight: a gradient's own shape may not be known in the trace (DepthwiseConv2D).
-    """
-    flat = tf.cast(tf.reshape(x, [elements]), tf.float32)
-    return tf.pad(flat, [[0, size - elements]])
-
-
-def _count(before: Any, after: Any, gradient: Any) -> Any:
-    # Bits, not values: a comparison may take a subnormal gradient for zero.
+def _count(steps: Sequence[tuple[Any, Any, Any]], elements: Sequence[int]) -> Any:
+    packed = PackedTensors(tuple(elements))
+    # float32, to which every weight's dtype casts without rounding. Bits, not values: a comparison may take a subnormal
+    # gradient for zero.
+    before, after, gradient = (
+        packed.pack([tf.cast(step[position], tf.float32) for step in steps]) for position in range(3)
+    )
     magnitude = tf.bitwise.bitwise_and(tf.bitcast(gradient, tf.int32), 2**31 - 1)
     updates = magnitude > 0
     lost = updates & tf.equal(tf.bitcast(before, tf.int32), tf.bitcast(after, tf.int32))
     spoiled = tf.math.is_finite(before) & ~tf.math.is_finite(after)
-    flags = (updates, lost, spoiled)
-    return tf.stack([tf.cast(tf.reduce_sum(tf.cast(flag, tf.int32), 1), tf.int64) for flag in flags], 1)
+    rows = tf.stack([tf.reduce_sum(tf.cast(flag, tf.int32), 1) for flag in (updates, lost, spoiled)], 1)
+    order: list[int] = []
+    parts = []
+    for chosen, of_rows in packed.by_rows(rows, [0, 0, 0]):
+        order += chosen
+        parts.append(tf.cast(tf.reduce_sum(of_rows, 1), tf.int64))
+    # The padding, NaN in all three, counts as an update that was lost.
+    padding = packed.padding[:, None] * np.array([1, 1, 0])
+    return tf.gather(tf.concat(parts, 0), np.argsort(order)) - padding

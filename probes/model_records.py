@@ -13,7 +13,7 @@ from precscope.formats import FORMATS
 from precscope.origin_records import DATA_ID
 from precscope.probes.internals.dtype_policies import own_policy
 from precscope.probes.internals.layer_tree import MODEL_ID, own_variables, walk_layers
-from precscope.probes.taps import TapPlan, plan_taps
+from precscope.probes.tap_plan import TapPlan, plan_taps
 from precscope.records import LayerRecord
 
 if TYPE_CHECKING:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from precscope.probes.model_optimizers import ModelOptimizers
     from precscope.probes.model_records import ModelRecords
     from precscope.probes.recorder import Recorder
+    from precscope.probes.traced_lint import TracedLint
 
 __all__ = ["ModelTaps"]
 
@@ -28,7 +29,11 @@ class ModelTaps:
         optimizers: Its optimizers.
         options: What is recorded.
         records: Its layers, looked at again for each function.
+        lint: Looks at the ops of layers while they are traced.
         tell: Tells the user, with a level.
+
+    Attributes:
+        lint: The same.
     """
 
     def __init__(
@@ -37,12 +42,14 @@ class ModelTaps:
         optimizers: ModelOptimizers,
         options: Options,
         records: ModelRecords,
+        lint: TracedLint,
         tell: Callable[[Literal["info", "warning", "error"], str], None],
     ) -> None:
         self._model = model
         self._optimizers = optimizers
         self._options = options
         self._records = records
+        self.lint = lint
         self._tell = tell
         self._made: tuple[OptimizerTaps, ...] = ()
 
@@ -59,7 +66,7 @@ class ModelTaps:
         for finding in check_loss_scaling(dict(walk_layers(self._model)), leading):
             if finding.severity == "error":
                 self._tell("warning", f"{finding.sentence} {finding.advice}")
-        layer_taps = LayerTaps(self._records.plans, recorder, self._records.selects_between)
+        layer_taps = LayerTaps(self._records.plans, recorder, self._records.selects_between, self.lint.look)
         self._records.between.append(layer_taps.between)
         return layer_taps, *self._made
 

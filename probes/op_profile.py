@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from precscope.error_text import failure_in_a_line
 from precscope.errors import PrecScopeError
 from precscope.op_records import OpRecord, ProfiledWindow
 from precscope.probes.internals.layer_tree import walk_layers
@@ -152,7 +153,7 @@ class OpProfile:
         except PrecScopeError as error:
             self._tell(f"op time was not recorded: {error}", True)
         except Exception as error:  # a trace is never worth a training run
-            self._tell(f"op time was not recorded, its trace could not be read: {type(error).__name__}: {error}", True)
+            self._tell(f"op time was not recorded, its trace could not be read: {failure_in_a_line(error)}", True)
         finally:
             window.close()
             plain_ns = self._loop.plain_step_ns

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import tensorflow as tf
 
+from precscope.error_text import error_in_a_line
 from precscope.probes.internals.profiler import holds_no_session
 
 if TYPE_CHECKING:
@@ -88,9 +89,7 @@ class ProfilerWindow:
         try:
             action()
         except Exception as error:  # a profiler is never worth a training run
-            self.reason = (
-                f"TensorFlow's profiler {what_failed} ({type(error).__name__}: {error}): op time was not recorded"
-            )
+            self.reason = f"TensorFlow's profiler {what_failed} ({error_in_a_line(error)}): op time was not recorded"
         finally:
             self.time_ns += self._clock_ns() - begin_ns
 

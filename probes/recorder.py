@@ -57,12 +57,14 @@ class Recorder:
         device: Where the step runs; None to leave that to TensorFlow.
 
     Attributes:
+        in_xla: Whether the step is compiled by XLA as a whole.
         device: Where the step runs.
         traces: How often a step was traced.
         batch: Usual batch size, where Keras traces the step without knowing it.
     """
 
     def __init__(self, in_xla: bool, device: str | None = None) -> None:
+        self.in_xla = in_xla
         self.device = device
         self.traces = 0
         self.batch: int | None = None
@@ -117,8 +119,7 @@ class Recorder:
                 self._accumulate(trace, key, self._rows.row_in_loop(x, traced.dtype, self.batch))
                 return x
             traced.calls = None if traced.calls is None else traced.calls + 1
-            stays = key.kind in ("weight", "weight_gradient")
-            part, x = self._rows.part(x, traced.dtype, self.batch, stays)
+            part, x = self._rows.part(x, traced.dtype, self.batch, key.kind)
             trace.parts.setdefault(key, []).append(part)
         return x
 

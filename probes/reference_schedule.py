@@ -1,22 +1,28 @@
 """When a reference step is taken, and what is kept of it.
 
 At the start, once a dynamic loss scale has settled, and at the session's end; in between as often as `reference_budget`
-pays for. Each takes the batch of the step that was sampled last, with weights and random state as they are then. One
-that fails switches reference steps off and is told once; the training goes on as if it had never been.
+pays for. Where nobody asked for them (`reference="auto"`), only as far as `ReferenceBudget` finds them cheap. Each
+takes the batch of the step that was sampled last, with weights and random state as they are then. One that fails
+switches reference steps off and is told once; the training goes on as if it had never been.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tensorflow as tf
 
+from precscope.error_text import error_in_a_line, failure_in_a_line
+from precscope.formats import FORMATS
+from precscope.probes.allocator import AllocatorMemory
 from precscope.probes.internals import optimizers
+from precscope.probes.internals.layer_tree import walk_layers
 from precscope.probes.internals.optimizers import growth_counter
 from precscope.probes.model_records import ModelRecords
-from precscope.probes.reference_step import ReferenceStep
+from precscope.probes.reference_step import ReferenceStep, free_host_bytes
+from precscope.reference_budget import ReferenceBudget
 from precscope.reference_records import ReferenceMoment, ReferenceRecord, ReferenceStepRecord
 
 if TYPE_CHECKING:
@@ -33,6 +39,9 @@ __all__ = ["ReferenceSchedule", "reference_records_of"]
 
 #: So many finite steps in a row, and the loss scale has found its place: a search that begins too high fails each step.
 _SETTLED_STEPS = 20
+#: Of what a GPU's allocator has left between two steps, the training's activations gone: enough stays for what is not
+#: counted, and no attempt is made that would fail and fragment the memory.
+_SHARE_OF_FREE = 0.5
 
 
 class ReferenceSchedule:
@@ -68,39 +77,61 @@ class ReferenceSchedule:
         self._steps: dict[tuple[int, int], ReferenceStep] = {}  # by the train step and the optimizer
         self._taken: dict[ReferenceMoment, int] = {}  # the number of steps seen, at the last of each
         self._sampled: int | None = None
-        self._spent_ns = self._last_cost_ns = 0
+        self._is_asked_for = options.reference is True
+        self._budget = ReferenceBudget(options.reference_budget, self._is_asked_for)
+        self._start_ns = clock_ns()
         self._off = False
         loop.after_sample = self._after_sample
 
     def _after_sample(self, sampled: SampledStep) -> None:
-        self._sampled = sampled.step
-        moment = self._due_moment()
-        if moment is not None:
+        is_first, self._sampled = self._sampled is None, sampled.step
+        if self._off:
+            return
+        self._budget.compiled(self._loop.costs.totals.get("compile", [0, 0])[1])
+        moment: ReferenceMoment = "start" if is_first else "settled" if self._has_settled() else "budget"
+        if self._allows(moment):
             self._take(moment)
 
     def at_end(self) -> None:
-        """Take the last one, unless one was taken after the last train step."""
-        if self._taken and max(self._taken.values()) < self._loop.steps_seen:
+        """Take the last one, unless one was taken after the last train step; none where no step was sampled."""
+        if self._off or self._sampled is None or max(self._taken.values(), default=0) >= self._loop.steps_seen:
+            return
+        if self._allows("end"):
             self._take("end")
+        elif not self._budget.taken:
+            self._keeper.tell("info", "reference", self._why_too_dear(), self._loop.steps_seen)
 
-    def _due_moment(self) -> ReferenceMoment | None:
-        if "start" not in self._taken:
-            return "start"
+    def _has_settled(self) -> bool:
+        """Tell whether the loss scale has settled, and no reference step was taken for that yet."""
+        if "settled" in self._taken:
+            return False
         counter = growth_counter(self._optimizer())
-        if "settled" not in self._taken and counter is not None and counter >= _SETTLED_STEPS:
-            return "settled"
+        return counter is not None and counter >= _SETTLED_STEPS
+
+    def _allows(self, moment: ReferenceMoment) -> bool:
         trained_ns = (self._loop.plain_step_ns or 0.0) * self._loop.steps_seen
-        is_paid = self._spent_ns + self._last_cost_ns <= self._options.reference_budget * trained_ns
-        return "budget" if is_paid else None
+        return self._budget.allows(moment, self._session_ns(), trained_ns)
+
+    def _session_ns(self) -> int:
+        return self._clock_ns() - self._start_ns
+
+    def _why_too_dear(self) -> str:
+        return (
+            f"no reference step was taken: the first was expected to take {self._budget.expected_ns / 1e9:.0f} s, "
+            f"judged by what compiling the probed step took, and the whole session took {self._session_ns() / 1e9:.0f} "
+            "s. reference=True takes it in any case."
+        )
 
     def _take(self, moment: ReferenceMoment) -> None:
-        if self._off or self._sampled is None:
-            return
-        self._taken[moment] = self._loop.steps_seen
         try:
+            if not self._is_asked_for and not _has_16_bits(self._model):
+                return  # nothing to measure, and nothing to say about it: the policy may still change
+            self._taken[moment] = self._loop.steps_seen
             reason = self._reason_against()
             if reason is not None:
-                self._switch_off(f"no reference step can be taken: {reason}")
+                self._switch_off(
+                    f"no reference step can be taken: {reason}", "warning" if self._is_asked_for else "info"
+                )
                 return
             scale = optimizers.loss_scale(self._optimizer())
             loss_scale = 1.0 if scale is None else float(scale)
@@ -110,12 +141,13 @@ class ReferenceSchedule:
         except tf.errors.ResourceExhaustedError as error:
             self._switch_off(
                 "reference steps are switched off: even a small slice of the batch does not fit into memory twice "
-                f"({_in_a_line(error)}). The training goes on; smaller batches or a smaller model on this device do."
+                f"({error_in_a_line(error, 400)}). The training goes on; smaller batches or a smaller model on this "
+                "device do."
             )
         except Exception as error:  # a reference step is never worth a training run
             self._switch_off(
-                f"the reference step failed and is switched off: {type(error).__name__}: {_in_a_line(error)} The "
-                "training goes on; nothing was changed."
+                f"the reference step failed and is switched off: {failure_in_a_line(error, 400)}. The training goes "
+                "on; nothing was changed."
             )
 
     def _reason_against(self) -> str | None:
@@ -142,11 +174,10 @@ class ReferenceSchedule:
         assert self._sampled is not None
         step, records = reference_records_of(self._sampled, moment, measured, cost_ns)
         self._keeper.write(lambda writer: writer.add_reference(step, records))
-        self._last_cost_ns = cost_ns
-        if measured.trace_time_ns:  # and TensorFlow optimized the graphs: paid once, so no part of the budget
+        self._budget.spent(cost_ns, measured.trace_time_ns)
+        if measured.trace_time_ns:  # and TensorFlow optimized the graphs
             self._loop.costs.add("reference_compile", measured.trace_time_ns + cost_ns)
         else:
-            self._spent_ns += cost_ns
             self._loop.costs.add("reference", cost_ns)
         if measured.examples != measured.batch:
             message = f"two passes fit into memory for {measured.examples} of a batch's {measured.batch} examples only"
@@ -157,12 +188,27 @@ class ReferenceSchedule:
         key = (id(step), id(optimizer))
         if key not in self._steps:
             plans = ModelRecords(self._model, self._options).plans
-            self._steps[key] = ReferenceStep(self._model, optimizer, plans, step)
+            self._steps[key] = ReferenceStep(self._model, optimizer, plans, step, self._free_bytes)
         return self._steps[key]
 
-    def _switch_off(self, message: str) -> None:
+    def _free_bytes(self) -> float | None:
+        """Return what two passes may take; on a GPU that somebody wants them on, let them try."""
+        if not tf.config.list_physical_devices("GPU"):
+            return free_host_bytes()
+        if self._is_asked_for:
+            return None
+        free_bytes = AllocatorMemory("GPU:0").free()
+        return None if free_bytes is None else _SHARE_OF_FREE * free_bytes
+
+    def _switch_off(self, message: str, level: Literal["info", "warning"] = "warning") -> None:
         self._off = True
-        self._keeper.tell("warning", "reference", message, self._loop.steps_seen or None)
+        self._keeper.tell(level, "reference", message, self._loop.steps_seen or None)
+
+
+def _has_16_bits(model: Any) -> bool:
+    """Tell whether a layer computes in 16 bits, so that float32 would be something else."""
+    dtypes = {layer.compute_dtype for _, layer in walk_layers(model)}
+    return any(dtype in FORMATS and FORMATS[dtype].bits == 16 for dtype in dtypes)
 
 
 def reference_records_of(
@@ -230,7 +276,3 @@ def _own_fields(own: TensorErrors) -> dict[str, Any]:
 
 def _finite(value: float | None) -> float | None:
     return value if value is not None and math.isfinite(value) else None
-
-
-def _in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]

@@ -15,7 +15,8 @@ import tensorflow as tf
 
 from precscope.errors_between import TensorErrors
 from precscope.probes.layer_twins import Part, ReferencePass
-from precscope.probes.shadow_step import ShadowStep, observed_layers
+from precscope.probes.observed_layers import observed_layers
+from precscope.probes.shadow_step import ShadowStep
 from precscope.probes.tensor_errors import error_sums
 
 if TYPE_CHECKING:
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
     from precscope.probes.batch_handout import Batch
     from precscope.probes.reading import TensorKey
     from precscope.probes.shadow_step import ShadowTrace
-    from precscope.probes.taps import TapPlan
+    from precscope.probes.tap_plan import TapPlan
 
-__all__ = ["ErrorsOfTensor", "ReferenceMeasurement", "ReferenceStep"]
+__all__ = ["ErrorsOfTensor", "ReferenceMeasurement", "ReferenceStep", "free_host_bytes"]
 
 #: A slice of fewer examples than this share of the batch says little about it.
 _SMALLEST_SHARE = 1 / 32
@@ -86,11 +87,19 @@ class ReferenceStep:
         optimizer: Its optimizer, built.
         plans: What is to be recorded of each layer, by id.
         step: A custom loop's train step; by default `model.train_step`.
+        free_bytes: Returns the bytes that both passes may take together; None to try, and take less where that fails,
+            which a GPU's memory allows and a host's does not.
     """
 
     def __init__(
-        self, model: Any, optimizer: Any, plans: dict[str, TapPlan], step: Callable[..., Any] | None = None
+        self,
+        model: Any,
+        optimizer: Any,
+        plans: dict[str, TapPlan],
+        step: Callable[..., Any] | None = None,
+        free_bytes: Callable[[], float | None] | None = None,
     ) -> None:
+        self._free_bytes = free_bytes or _free_bytes
         self._layers = {plan.id: plan.layer for plan in plans.values()}
         self._pass = ReferencePass(model, plans)
         self._reference = ShadowStep(model, optimizer, step, policies=self._pass.policies, taps=self._pass.taps)
@@ -120,15 +129,19 @@ class ReferenceStep:
                 examples = self._examples = examples // 2
 
     def _fitting(self, batch: Batch, size: int, examples: int, loss_scale: float) -> int:
-        """Return how many examples fit into the host's memory, which is not given back where it runs out."""
-        if tf.config.list_physical_devices("GPU"):
+        """Return how many examples fit into the memory that may be taken."""
+        free_bytes = self._free_bytes()
+        if free_bytes is None:
             return examples
         part = _sliced(batch, size, examples)
         needed = _MEMORY_FACTOR * self._reference.kept_bytes(*part.args, loss_scale=loss_scale, **part.kwargs)
-        fitting = int(examples * min(1.0, _available_bytes() / max(needed, 1.0)))
+        fitting = int(examples * min(1.0, free_bytes / max(needed, 1.0)))
         if fitting < max(size * _SMALLEST_SHARE, 1):
             raise tf.errors.ResourceExhaustedError(
-                None, None, f"two passes on {examples} examples need about {needed / 2**20:.0f} MiB of memory"
+                None,
+                None,
+                f"two passes on {examples} examples need about {needed / 2**20:,.0f} MiB of memory, and "
+                f"{free_bytes / 2**20:,.0f} MiB may be taken",
             )
         return fitting
 
@@ -186,8 +199,13 @@ class ReferenceStep:
         return dict(zip(names, self._compare_gradients(pairs), strict=True)) if pairs else {}
 
 
-def _available_bytes() -> int:
+def free_host_bytes() -> int:
+    """Return the host's memory that can be had without swapping; what runs out there is not given back."""
     return int(psutil.virtual_memory().available)
+
+
+def _free_bytes() -> float | None:
+    return None if tf.config.list_physical_devices("GPU") else free_host_bytes()
 
 
 def _stacked_errors(pairs: Sequence[tuple[Any, Any]]) -> list[Any]:

@@ -35,7 +35,8 @@ def batches_of_run(
     Those of a custom loop are the arguments of its step; of `fit`, the one argument of Keras' train step.
 
     Raises:
-        PrecScopeError: There are none, or the weights that were kept with them are not those of this model.
+        PrecScopeError: There are none, or the weights that were kept with them are not those of this model, or they are
+            of a custom loop whose step is not at hand.
         RunDirectoryError: A kept batch cannot be read.
     """
     kept = run.kept_batches
@@ -52,7 +53,9 @@ def batches_of_run(
     taken = [element if isinstance(element, tuple) else (element,) for element in dataset.take(most)]
     if not taken:
         raise PrecScopeError("The dataset that was given has no batches.")
-    batches = tuple(ReplayBatch(number, (element,)) for number, element in enumerate(taken))
+    batches = tuple(
+        ReplayBatch(number, element if of_custom_loop else (element,)) for number, element in enumerate(taken)
+    )
     return ReplayData(batches, "as the model has them now")
 
 
@@ -77,10 +80,26 @@ def _spread(batches: list[KeptBatch], most: int) -> list[KeptBatch]:
 
 def _from_kept(kept: KeptBatch, model: Any, of_custom_loop: bool) -> ReplayBatch:
     groups = kept.groups()
+    state = kept.load("state") if "state" in groups else {}
+    if state.get("is_custom_loop", of_custom_loop) != of_custom_loop:
+        raise PrecScopeError(_other_step(kept.step, of_custom_loop))
     data = _tensors(kept.load_typed("data"))
     keywords = _tensors(kept.load_typed("keywords")) if "keywords" in groups else None
     weights = _weights(kept, model) if "weights" in groups else None
     return ReplayBatch(kept.step, tuple(data) if of_custom_loop else (data,), keywords or {}, weights)
+
+
+def _other_step(step: int, of_custom_loop: bool) -> str:
+    if of_custom_loop:
+        return (
+            f"The batch of step {step:,} is one of fit, and the step of a custom loop was given to replay it with. "
+            "Give the compiled model alone."
+        )
+    return (
+        f"The batch of step {step:,} holds the arguments of a custom loop's step, and no such step was given to replay "
+        "it with. Let FUNCTION return (model, optimizer, train_step), or call session.verify() after the loop: the "
+        "session knows its step."
+    )
 
 
 def _weights(kept: KeptBatch, model: Any) -> list[Any]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import keras
 import tensorflow as tf
 
-from precscope.entry_point import load_entry_point, where_it_failed
+from precscope.error_text import where_it_failed
 from precscope.errors import PrecScopeError
 from precscope.kept_batches import TypedArray, kept_batches
 from precscope.origin import FoundOrigin, all_frames, find_origin
 from precscope.probes.internals.layer_tree import state_variables
+from precscope.probes.model_entry import BUILT_FOR_REPLAY, build_training
 from precscope.probes.origin_watch import origin_record
 from precscope.probes.replay import Replay, set_weights
 from precscope.reader import open_run
@@ -24,11 +24,6 @@ if TYPE_CHECKING:
     from precscope.origin_records import Frame
 
 __all__ = ["replay_kept"]
-
-_EXPECTED = (
-    "It must return a compiled keras.Model (alone, or with a tf.data.Dataset), or of a custom loop the model, its "
-    "optimizer and the step function"
-)
 
 
 def replay_kept(run_dir: str | os.PathLike[str], step: int | None, entry: str) -> ReplayedStep:
@@ -44,12 +39,16 @@ def replay_kept(run_dir: str | os.PathLike[str], step: int | None, entry: str) -
     batch = _chosen(kept_batches(run.path), step, str(run.path))
     groups = batch.groups()
     state = batch.load("state") if "state" in groups else {}
-    model, optimizer, function = _built(entry)
+    built = build_training(entry)
+    model, optimizer, function = built.model, built.optimizer, built.step
     args = batch.load_typed("data")
     args = args if state.get("is_custom_loop") else (args,)
     args, keywords = (_tensors(tree) for tree in (args, batch.load_typed("keywords") if "keywords" in groups else {}))
     if state.get("is_custom_loop") and function is None:
-        raise PrecScopeError(f"Step {batch.step:,} is a custom training loop's, and {entry} gave no step. {_EXPECTED}.")
+        raise PrecScopeError(
+            f"Step {batch.step:,} is a custom training loop's, and {entry} gave no step. It must return "
+            f"{BUILT_FOR_REPLAY}."
+        )
     notes = _prepare(model, optimizer, args, batch.load("weights") if "weights" in groups else None, entry)
     replay = Replay(model, optimizer, function if state.get("is_custom_loop") else None)
     scale = state.get("loss_scale")
@@ -84,25 +83,6 @@ def _chosen(kept: tuple[KeptBatch, ...], step: int | None, path: str) -> KeptBat
         steps = ", ".join(f"{batch.step}" for batch in kept[:20])
         raise PrecScopeError(f"The run '{path}' does not keep train step {step}. It keeps: {steps}.")
     return chosen
-
-
-def _built(entry: str) -> tuple[Any, Any, Any]:
-    """Return the model, its optimizer and the step function of a custom loop (None without) that `entry` gives."""
-    build = load_entry_point(entry)
-    try:
-        built = build()
-    except (Exception, SystemExit) as error:  # a user's code
-        raise PrecScopeError(f"{entry} raised {where_it_failed(error)}") from error
-    parts = built if isinstance(built, tuple) else (built,)
-    model = next((part for part in parts if isinstance(part, keras.Model)), None)
-    optimizer = next((part for part in parts if isinstance(part, keras.optimizers.Optimizer)), None)
-    others = [part for part in parts if part is not model and part is not optimizer]
-    function = next((part for part in others if callable(part) and not isinstance(part, tf.data.Dataset)), None)
-    if optimizer is None and model is not None and model.compiled:
-        optimizer = model.optimizer
-    if model is None or optimizer is None:
-        raise PrecScopeError(f"{entry} returned {type(built).__name__}. {_EXPECTED}.")
-    return model, optimizer, function
 
 
 def _prepare(model: Any, optimizer: Any, args: tuple[Any, ...], weights: Any, entry: str) -> tuple[str, ...]:

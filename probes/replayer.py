@@ -16,7 +16,8 @@ from precscope.probes.flip_check import watch_flips
 from precscope.probes.internals.graphs import current_graph
 from precscope.probes.internals.layer_tree import MODEL_ID, state_variables
 from precscope.probes.layer_policies import model_layers
-from precscope.probes.shadow_step import ShadowStep, observed_layers
+from precscope.probes.observed_layers import observed_layers
+from precscope.probes.shadow_step import ShadowStep
 from precscope.replay import Criterion, JudgedScales, Measured, Replay, VariableComparison, judge_replay
 from precscope.spread import spread_of
 from precscope.verification import PricedPolicy
@@ -80,16 +81,21 @@ class Replayer:
     Attributes:
         unflipped: Why layers did not follow a policy that was set, by id.
         skipped: Steps of batches that cannot be compared, for they are not finite in float32 either.
+        traces: How often the step was traced.
+        tracing_s: How long that took, in seconds.
     """
 
     def __init__(self, model: Any, optimizer: Any, step: Callable[..., Any] | None = None) -> None:
         self.unflipped: dict[str, str] = {}
         self.skipped: list[int] = []
+        self.traces, self.tracing_s = 0, 0.0
         self._model = model
         self._optimizer = optimizer
         self._step = step
         self._references: list[_Reference] = []
+        self._reference_key: frozenset[tuple[str, str]] = frozenset()
         self._tried: dict[frozenset[tuple[str, str]], _Tried] = {}
+        self._numbers = tf.function(_numbers, autograph=False)  # its graph goes with the replayer
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -103,6 +109,7 @@ class Replayer:
             PrecScopeError: No batch gives finite gradients, or the step hands no gradients to its optimizer.
         """
         self._references, self.skipped = [], []
+        self._reference_key = _key(policies)
         for batch in batches:
             result = self._run(self._step_for(policies), batch, 1.0)
             if not result.gradients:
@@ -110,7 +117,7 @@ class Replayer:
                     "The train step was replayed, but no gradient reached its optimizer in a way that can be followed. "
                     "Verify a model that is trained with fit, or whose step calls optimizer.apply_gradients itself."
                 )
-            comparisons = _compare(result, result)
+            comparisons = self._compare(result, result)
             if all(item.finite for item in comparisons) and any(item.norm_reference > 0 for item in comparisons):
                 self._references.append(_Reference(batch, result))
             else:
@@ -128,16 +135,51 @@ class Replayer:
         informing = [replay for scale in scales.informing for replay in self._at(policies, scale, criterion, 0)]
         return Measured((*judged, *informing), len(judged))
 
-    def _at(self, policies: Mapping[str, str], scale: float, criterion: Criterion, may_fall: int) -> list[Replay]:
+    def measure_until_failure(
+        self, policies: Mapping[str, str], scales: JudgedScales, criterion: Criterion
+    ) -> Measured:
+        """Return what `measure` does where all pass, and otherwise no more than what it took to see that they do not.
+
+        Most sets of a search fail, and of those it is of no interest by how much.
+        """
+        judged: list[Replay] = []
+        for scale in scales.judged:
+            found = self._at(policies, scale, criterion, scales.may_fall, until_failure=True)
+            judged += found
+            if not all(replay.passed for replay in found):
+                return Measured(tuple(judged), len(judged))
+        informing = [replay for scale in scales.informing for replay in self._at(policies, scale, criterion, 0)]
+        return Measured((*judged, *informing), len(judged))
+
+    def _at(
+        self,
+        policies: Mapping[str, str],
+        scale: float,
+        criterion: Criterion,
+        may_fall: int,
+        until_failure: bool = False,
+    ) -> list[Replay]:
         """Replay every batch at `scale`, or at the first lower one at which all pass, where gradients overflow."""
-        first = [self._replay(policies, reference, scale, criterion) for reference in self._references]
-        replays = first
-        for _ in range(may_fall):
-            if all(replay.passed for replay in replays) or not any(replay.overflowed for replay in replays):
+        first: list[Replay] = []
+        for fallen in range(may_fall + 1):
+            replays = self._all_at(policies, scale / 2**fallen, criterion, until_failure)
+            first = first or replays
+            if all(replay.passed for replay in replays):
+                return replays
+            if not any(replay.overflowed for replay in replays):
                 break
-            scale /= 2
-            replays = [self._replay(policies, reference, scale, criterion) for reference in self._references]
-        return replays if all(replay.passed for replay in replays) else first
+        return first
+
+    def _all_at(
+        self, policies: Mapping[str, str], scale: float, criterion: Criterion, until_failure: bool
+    ) -> list[Replay]:
+        """Replay the batches at `scale`, in the order of the training, all or until one fails."""
+        replays = []
+        for reference in self._references:
+            replays.append(self._replay(policies, reference, scale, criterion))
+            if until_failure and not replays[-1].passed:
+                break
+        return replays
 
     def price(self, settings: Mapping[str, Mapping[str, str]], scale: float) -> tuple[dict[str, PricedPolicy], int]:
         """Time passes of the first batch under each of the settings, by name, in turn, so that drifts hit all alike.
@@ -149,9 +191,9 @@ class Replayer:
         times_ms: dict[str, list[float]] = {name: [] for name in settings}
         peaks = dict.fromkeys(settings, 0)
         memory = AllocatorMemory("GPU:0" if tf.config.list_physical_devices("GPU") else "CPU:0")
+        for policies in settings.values():
+            self._run(self._step_for(policies), batch, scale)
         with self._weights_of(batch):
-            for policies in settings.values():
-                self._step_for(policies).run(*batch.args, loss_scale=scale, **batch.kwargs)
             began_s = time.perf_counter()
             for done in range(_MOST_PASSES):
                 if done >= _LEAST_PASSES and time.perf_counter() - began_s > _LONGEST_S:
@@ -180,7 +222,7 @@ class Replayer:
             why_not = f"the step failed under it: {type(error).__name__}: {words}"
             return Replay(batch.step, scale, False, why_not, None, None, None, None, None, reference.result.loss)
         return judge_replay(
-            _compare(reference.result, result),
+            self._compare(reference.result, result),
             step=batch.step,
             loss_scale=scale,
             loss=result.loss,
@@ -189,15 +231,34 @@ class Replayer:
             criterion=criterion,
         )
 
+    def _compare(self, reference: ShadowResult, result: ShadowResult) -> list[VariableComparison]:
+        """Compare unscaled gradients, all variables in one call: one by one they would take longer than a replay."""
+        keys = [key for key in reference.gradients if key in result.gradients]
+        if not keys:
+            return []
+        numbers = self._numbers(
+            [reference.gradients[key] for key in keys],
+            [result.gradients[key] for key in keys],
+            tf.constant([reference.loss_scale, result.loss_scale], tf.float64),
+        ).numpy()
+        return [
+            VariableComparison(key.layer, key.name, float(dot), float(norm_reference), float(norm), bool(finite))
+            for key, (dot, norm_reference, norm, finite) in zip(keys, numbers, strict=True)
+        ]
+
     def _run(self, step: ShadowStep, batch: ReplayBatch, scale: float) -> ShadowResult:
+        traces, trace_time_ns = step.traces, step.trace_time_ns
         with self._weights_of(batch):
-            return step.run(*batch.args, loss_scale=scale, **batch.kwargs)
+            result = step.run(*batch.args, loss_scale=scale, **batch.kwargs)
+        self.traces += step.traces - traces
+        self.tracing_s += (step.trace_time_ns - trace_time_ns) / 1e9
+        return result
 
     def _step_for(self, policies: Mapping[str, str]) -> ShadowStep:
         key = _key(policies)
         if key not in self._tried:
             while len(self._tried) >= _MOST_TRACED:  # a graph of a large model takes its room; the eldest goes
-                del self._tried[next(iter(self._tried))]
+                del self._tried[next(name for name in self._tried if name != self._reference_key)]
             self._tried[key] = tried = _Tried(
                 ShadowStep(
                     self._model,
@@ -248,26 +309,17 @@ def _key(policies: Mapping[str, str]) -> frozenset[tuple[str, str]]:
     return frozenset(policies.items())
 
 
-def _compare(reference: ShadowResult, result: ShadowResult) -> list[VariableComparison]:
-    """Compare unscaled gradients, in float64: a product of two small float32 numbers may be too small for float32."""
-    found = []
-    for key, expected in reference.gradients.items():
-        gradient = result.gradients.get(key)
-        if gradient is None:
-            continue
-        one = tf.cast(expected, tf.float64) / reference.loss_scale
-        other = tf.cast(gradient, tf.float64) / result.loss_scale
-        numbers = tf.stack(
-            [
-                tf.reduce_sum(one * other),
-                tf.norm(one),
-                tf.norm(other),
-                tf.cast(tf.reduce_all(tf.math.is_finite(other)), tf.float64),
-            ]
-        )
-        dot, norm_reference, norm, finite = (float(number) for number in numbers.numpy())
-        found.append(VariableComparison(key.layer, key.name, dot, norm_reference, norm, bool(finite)))
-    return found
+def _numbers(references: Sequence[Any], gradients: Sequence[Any], scales: Any) -> Any:
+    """Return float64 [variables, 4]: scalar product, both norms, and whether the second gradient is finite.
+
+    In float64, for a product of two small float32 numbers may be too small for float32.
+    """
+    rows = []
+    for expected, gradient in zip(references, gradients, strict=True):
+        one, other = tf.cast(expected, tf.float64) / scales[0], tf.cast(gradient, tf.float64) / scales[1]
+        finite = tf.cast(tf.reduce_all(tf.math.is_finite(other)), tf.float64)
+        rows.append(tf.stack([tf.reduce_sum(one * other), tf.norm(one), tf.norm(other), finite]))
+    return tf.stack(rows)
 
 
 def _count_casts(graph: Any) -> int:

@@ -31,7 +31,7 @@ def replica_notices(replicas: Replicas, options: Options) -> Iterator[tuple[Lite
             "MirroredStrategy and MultiWorkerMirroredStrategy only, so nothing is.",
         )
     names = ("tripwire", "keep_batches_mib", "reference")
-    wanted = [name for name in names if replicas.are_several and getattr(options, name)]
+    wanted = [name for name in names if replicas.are_several and getattr(options, name) not in (False, 0, "auto")]
     if wanted:
         yield (
             "warning",

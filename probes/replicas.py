@@ -33,6 +33,7 @@ class ReplicaRecorder(Recorder):
     """
 
     def __init__(self, in_xla: bool, replicas: Replicas) -> None:
+        self.in_xla = in_xla
         self._replicas = replicas
         self._recorders = [Recorder(in_xla, device) for device in replicas.devices]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 import types
+from contextlib import suppress
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import find_spec
@@ -79,7 +80,7 @@ def find_program(name: str, arguments: Sequence[str], is_module: bool) -> Progra
     return Program(name, arguments, is_module)
 
 
-def run_program(program: Program, base: Path, options: Options) -> None:
+def run_program(program: Program, base: Path, options: Options, policy: str | None = None) -> None:
     """Run a program as `__main__` of this process, and say at its end where the runs of its trainings are.
 
     `sys.argv`, `sys.path` and `__main__` stay the program's: its threads and exit handlers run after this.
@@ -88,6 +89,7 @@ def run_program(program: Program, base: Path, options: Options) -> None:
         program: What to run.
         base: The directory under which the runs go.
         options: The sessions' options.
+        policy: Keras' global dtype policy when the program has imported Keras; it may set another. None leaves it.
 
     Raises:
         BaseException: Whatever the program raises, SystemExit among it. Where nobody catches it, the interpreter
@@ -97,7 +99,13 @@ def run_program(program: Program, base: Path, options: Options) -> None:
     if not sys.flags.safe_path:
         sys.path[:1] = [program.import_folder]
     watch = TrainingWatch(base, options)
-    hook = _KerasImport(watch.install)
+
+    def begin(keras: Any) -> None:
+        if policy is not None:
+            keras.config.set_dtype_policy(policy)
+        watch.install(keras)
+
+    hook = _KerasImport(begin)
     error: BaseException | None = None
     try:
         code, namespace = _loaded(program)
@@ -107,11 +115,15 @@ def run_program(program: Program, base: Path, options: Options) -> None:
         exec(code, vars(main))
     except BaseException as raised:
         error = raised
-        _hide_our_frames()
         raise
     finally:
         hook.remove()
         watch.close(error)
+        account = watch.account()
+        if error is None or isinstance(error, SystemExit):
+            watch.tell(account)
+        else:
+            _when_printed(lambda: watch.tell(account))
 
 
 def _loaded(program: Program) -> tuple[types.CodeType, dict[str, Any]]:
@@ -157,10 +169,15 @@ def _module_to_run(name: str) -> ModuleSpec:
 
 
 class _KerasImport(MetaPathFinder):
-    """Calls `then` with Keras as soon as the program has imported it, by whatever way."""
+    """Calls `then` with Keras, once, as soon as the program has imported it, by whatever way.
+
+    Others may watch imports as well (tracers do): they are asked as finders, may ask us while they search, and what
+    they put around the loading stays there.
+    """
 
     def __init__(self, then: Callable[[Any], None]) -> None:
         self._then = then
+        self._searching = False
         if "keras" in sys.modules:
             then(sys.modules["keras"])
         else:
@@ -173,27 +190,42 @@ class _KerasImport(MetaPathFinder):
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> ModuleSpec | None:
         """Let the other finders find Keras, and have its loader tell when it is done."""
-        if fullname != "keras":
+        if fullname != "keras" or self._searching:
             return None
-        others = [finder for finder in sys.meta_path if finder is not self]
-        found = (finder.find_spec(fullname, path, target) for finder in others)
-        spec = next((spec for spec in found if spec is not None), None)
+        self._searching = True
+        try:
+            others = [finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec")]
+            found = (finder.find_spec(fullname, path, target) for finder in others)
+            spec = next((spec for spec in found if spec is not None), None)
+        finally:
+            self._searching = False
         if spec is not None and spec.loader is not None:
             self._follow(spec.loader)
         return spec
 
     def _follow(self, loader: Any) -> None:
+        load, own = loader.exec_module, getattr(loader, "__dict__", {}).get("exec_module")
+
         def exec_module(module: types.ModuleType) -> None:
-            del loader.exec_module
-            loader.exec_module(module)
-            self.remove()
-            self._then(module)
+            if own is None:
+                del loader.exec_module
+            else:
+                loader.exec_module = own
+            load(module)
+            if self in sys.meta_path:
+                self.remove()
+                self._then(module)
 
-        loader.exec_module = exec_module
+        with suppress(AttributeError, TypeError):  # a loader that takes no attributes loads without us
+            loader.exec_module = exec_module
 
 
-def _hide_our_frames() -> None:
-    """Have the exception that ends the process printed, by whoever prints such, without our frames."""
+def _when_printed(say: Callable[[], None]) -> None:
+    """Have the exception that ends the process printed, by whoever prints such, without our frames; then call `say`.
+
+    A traceback is long: what stands above it is not read. By then nothing may be imported any more: Python forgets that
+    Ctrl-C is what ends it where code is compiled from text, as dataclasses do, and would not end by the signal.
+    """
     then = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, traceback: types.TracebackType | None) -> None:
@@ -206,7 +238,10 @@ def _hide_our_frames() -> None:
                 seen.add(id(one))
                 one.__traceback__ = _without_our_frames(one.__traceback__)
                 pending += [one.__cause__, one.__context__]
-        then(kind, error, error.__traceback__)
+        try:
+            then(kind, error, error.__traceback__)
+        finally:
+            say()
 
     sys.excepthook = hook
 

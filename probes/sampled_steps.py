@@ -66,6 +66,7 @@ class SampledSteps:
             return
         if sampled.reading.updates_before is None:  # the optimizer is not called, or in a branch: no update is no skip
             self.loss_scale.counts_skips = False
+        self.taps.lint.keep()
         self.extras.keep_batch(self.model, sampled.step)
         if self.may_be_told_loss and sampled.reading.loss is None:
             self._waiting = (sampled, sampled.reading)

@@ -65,7 +65,8 @@ class SamplingLoop:
         sampler: Chooses the next step.
         wait_for_device: Returns when the device has finished all that was queued.
         keep: Called with each sampled step; writes it.
-        failed: Called with the exception of a probed step that failed; probes stay off from then on.
+        failed: Called with the exception of a probed step that failed, and whether the step itself was done by then;
+            probes stay off from then on.
         clock_ns: A monotonic clock.
 
     Attributes:
@@ -91,7 +92,7 @@ class SamplingLoop:
         sampler: Sampler,
         wait_for_device: Callable[[], None],
         keep: Callable[[SampledStep], None],
-        failed: Callable[[Exception], None],
+        failed: Callable[[Exception, bool], None],
         clock_ns: Callable[[], int] = time.perf_counter_ns,
     ) -> None:
         self.steps_seen = 0
@@ -220,28 +221,40 @@ class SamplingLoop:
             if "IteratorGetNext" in str(error) or type(error).__name__ == "OutOfRangeError":
                 raise
             return self._run_plain(error, plain, steps, count)
-        stepped_ns = self._clock_ns()
+        times_ns = (start_ns, self._clock_ns())
         self.steps_seen += steps if count else 0
-        is_dense = self.dense_left > 0
-        self.dense_left = max(self.dense_left - 1, 0)
         try:
-            reading = recorder.read()
-            read_ns = self._clock_ns()
-            sampled = SampledStep(first_step + steps - 1, reading, stepped_ns - start_ns, memory_bytes)
-            self._keep(sampled)
-            times_ns = (start_ns, stepped_ns, read_ns, self._clock_ns())
-            self._account(sampled.step, steps, (recorder.traces > traces, is_dense), times_ns)
-            self.after_sample(sampled)
-        except Exception as error:  # the step itself is done
+            self._read(recorder, first_step, steps, recorder.traces > traces, times_ns, memory_bytes)
+        except Exception as error:
             self.switch_off()
-            self._failed(error)
+            self._failed(error, True)
         self.open_window(first_step + steps)
         return result
+
+    def _read(
+        self,
+        recorder: Recorder,
+        first_step: int,
+        steps: int,
+        compiled: bool,
+        times_ns: tuple[int, int],
+        memory_bytes: tuple[int, int] | None,
+    ) -> None:
+        """Read and keep what the steps that just ran gave, and note what that cost."""
+        start_ns, stepped_ns = times_ns
+        is_dense = self.dense_left > 0
+        self.dense_left = max(self.dense_left - 1, 0)
+        reading = recorder.read()
+        read_ns = self._clock_ns()
+        sampled = SampledStep(first_step + steps - 1, reading, stepped_ns - start_ns, memory_bytes)
+        self._keep(sampled)
+        self._account(sampled.step, steps, (compiled, is_dense), (start_ns, stepped_ns, read_ns, self._clock_ns()))
+        self.after_sample(sampled)
 
     def _run_plain(self, error: Exception, plain: Callable[[], Any], steps: int, count: bool) -> Any:
         """Go on without probes after `error`; if it is the training's own, the plain step raises it."""
         self.switch_off()
-        self._failed(error)
+        self._failed(error, False)
         first_step = self.steps_seen
         result = plain()
         self.steps_seen += steps if count else 0

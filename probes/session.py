@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from precscope.verification import Verification
 
-__all__ = ["Session", "is_profiled", "profile"]
+__all__ = ["Session", "is_profiled", "open_sessions", "profile"]
 
 _profiled_models: weakref.WeakKeyDictionary[Any, Session] = weakref.WeakKeyDictionary()
 
@@ -32,6 +32,11 @@ _profiled_models: weakref.WeakKeyDictionary[Any, Session] = weakref.WeakKeyDicti
 def is_profiled(model: Any) -> bool:
     """Tell whether a session that is open watches `model`."""
     return model in _profiled_models
+
+
+def open_sessions() -> list[Session]:
+    """Return the sessions that are open."""
+    return list(_profiled_models.values())
 
 
 def profile(
@@ -147,9 +152,7 @@ class Session:
         parts = self._parts
         if not parts.replicas.devices:  # a strategy under which nothing is recorded
             return train_step
-        hooks = (parts.taps.make, self._is_built, self._advance)
-        wanted = (parts.extras.handout, parts.extras.tripwire)
-        step = InstrumentedStep(train_step, parts.loop, *hooks, *wanted, replicas=parts.replicas)
+        step = InstrumentedStep(train_step, parts.loop, parts.probes, self._is_built, self._advance)
         self._instrumented.append(step)
         parts.samples.may_be_told_loss = True
         return step
@@ -193,9 +196,10 @@ class Session:
         is written into the run directory, with `policy.yaml`.
 
         Args:
-            **options: `most_batches` to replay (3), `most_tests` sets of layers to try (60), a `dataset` to take
-                batches from where none were kept, a `criterion` (`precscope.replay.Criterion`), and `report`, which is
-                called before each set with the number of sets tried and of those left at most.
+            **options: `most_batches` to replay (3), `most_tests` sets of layers to try (60), `most_s` after which no
+                further set is tried (no limit), a `dataset` to take batches from where none were kept, a `criterion`
+                (`precscope.replay.Criterion`), and `report`, which is called before each set with the number of sets
+                tried and of those left at most.
 
         Raises:
             SessionError: The session has not begun.
@@ -237,8 +241,7 @@ class Session:
         parts = self._parts
         if not isinstance(current, ChoosingTrainFunction) or current.plain is not plain:
             parts.loss_scale.count_anew()
-            wanted = (parts.extras.handout, parts.extras.tripwire)
-            current = ChoosingTrainFunction(model, plain, parts.loop, parts.taps.make, *wanted, parts.replicas)
+            current = ChoosingTrainFunction(model, plain, parts.loop, parts.probes)
         model.train_function = current if parts.replicas.devices else plain
         return model.train_function
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from precscope.error_text import failure_in_a_line
 from precscope.probes.batch_handout import BatchHandout, BatchKeeping
 from precscope.probes.internals.layer_tree import state_variables
 from precscope.probes.reference_schedule import ReferenceSchedule
@@ -30,7 +31,7 @@ class SessionExtras:
     Attributes:
         handout: Takes the batches of probed steps, where somebody wants them.
         batches: Keeps batches in the run directory (`keep_batches_mib`).
-        reference: Takes reference steps in float32 (`reference`).
+        reference: Takes reference steps in float32 (`reference`), which is so unless they are switched off.
         tripwire: Keeps what it takes to run a bad step again (`tripwire`).
     """
 
@@ -79,7 +80,7 @@ def session_extras(
             model,
             optimizer,
             steps.handle,
-            lambda error: tell("warning", f"the tripwire failed and is off: {type(error).__name__}: {error}"),
+            lambda error: tell("warning", f"the tripwire failed and is off: {failure_in_a_line(error, 500)}"),
             loop.costs,
         )
     return SessionExtras(handout, batches, reference, tripwire)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from precscope.error_text import failure_in_a_line
 from precscope.probes.environment import describe_run
 from precscope.probes.health import Health
 from precscope.probes.internals.distribution import replicas_of
@@ -16,10 +16,12 @@ from precscope.probes.measurements import Measurements
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.model_taps import ModelTaps
 from precscope.probes.origin_watch import OriginWatch
+from precscope.probes.probed_step import StepProbes
 from precscope.probes.replica_notices import replica_notices
 from precscope.probes.sampled_steps import SampledSteps
 from precscope.probes.sampling_loop import SampledStep, SamplingLoop
 from precscope.probes.session_extras import SessionExtras, session_extras
+from precscope.probes.traced_lint import TracedLint
 from precscope.sampling import Sampler
 from precscope.writer import RunWriter
 
@@ -31,8 +33,6 @@ if TYPE_CHECKING:
     from precscope.records import RunStatus
 
 __all__ = ["SessionParts"]
-
-_TERMINAL_CODES = re.compile(r"\x1b\[[0-9;]*m")  # Keras prints its errors in bold
 
 
 class SessionParts:
@@ -49,7 +49,7 @@ class SessionParts:
         writer: Writes the run.
         replicas: The replicas that train.
         loop: Counts the steps, and samples those that are due.
-        taps: Makes the taps of each probed function.
+        probes: What is put on the train steps.
         samples: Takes each sampled step.
         health: Tells whether loss and weights are finite.
         loss_scale: Looks at the loss scale between samples.
@@ -90,9 +90,11 @@ class SessionParts:
             self.extras = session_extras(*watched, origins, writer.path, self.tell)
         if self.extras.tripwire is not None:
             self.loss_scale.before_look = self.extras.tripwire.look
-        self.taps = ModelTaps(model, optimizers, options, records, self.tell)
+        lint = TracedLint(keeper, lambda message: self.tell("info", message))
+        taps = ModelTaps(model, optimizers, options, records, lint, self.tell)
+        self.probes = StepProbes(taps.make, self.extras.handout, self.extras.tripwire, replicas)
         written_by = (keeper, self.loss_scale, origins, self.extras, self.tell)
-        self.samples = SampledSteps(model, options.activations, loop, self.taps, *written_by)
+        self.samples = SampledSteps(model, options.activations, loop, taps, *written_by)
         self._measurements = Measurements(model, optimizers.leading, options, loop, keeper)
         self._live: LiveProcess | None = None
 
@@ -120,7 +122,7 @@ class SessionParts:
             if self.extras.reference is not None and status == "finished":
                 self.extras.reference.at_end()
         except Exception as failure:  # a device that is gone, say: the training's own exception must go on
-            self.tell("warning", f"how the run ended could not be recorded: {type(failure).__name__}: {failure}")
+            self.tell("warning", f"how the run ended could not be recorded: {failure_in_a_line(failure)}")
         finally:
             self._measurements.close()
             self._keeper.close(status, reason, self.loop.costs.records())
@@ -140,12 +142,12 @@ class SessionParts:
     def _keep(self, sampled: SampledStep) -> None:
         self.samples.keep(sampled)
 
-    def _probe_failed(self, error: Exception) -> None:
-        words = " ".join(_TERMINAL_CODES.sub("", str(error)).split())
+    def _probe_failed(self, error: Exception, was_done: bool) -> None:
+        lost = "what this step recorded is lost" if was_done else "the batch at hand may have been passed over"
         self.tell(
             "error",
-            f"the probed step failed and is switched off: {type(error).__name__}: {words[:500]} "
-            "The training goes on without probes; the batch at hand may have been passed over.",
+            f"the probed step failed and is switched off: {failure_in_a_line(error, 500)}. The training goes on "
+            f"without probes; {lost}.",
         )
 
     def _stop_recording(self) -> None:

@@ -24,7 +24,7 @@ import tensorflow as tf
 from precscope.options import Options
 from precscope.probes.internals import optimizers, random_draws
 from precscope.probes.internals.graphs import current_graph
-from precscope.probes.internals.layer_calls import kept_losses, set_instance_attribute, with_mask_of
+from precscope.probes.internals.layer_calls import kept_losses, set_instance_attribute
 from precscope.probes.internals.optimizers import inner_optimizer, optimized_variables
 from precscope.probes.internals.random_draws import equal_random_draws
 from precscope.probes.internals.tf_functions import (
@@ -37,13 +37,12 @@ from precscope.probes.internals.tf_functions import (
 from precscope.probes.layer_policies import layer_policies, model_layers
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.reading import TensorKey
-from precscope.probes.taps import is_read_by_losses
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
-__all__ = ["ShadowResult", "ShadowStep", "ShadowTrace", "observed_layers"]
+__all__ = ["ShadowResult", "ShadowStep", "ShadowTrace"]
 
 
 @dataclass(frozen=True)
@@ -282,65 +281,3 @@ def _signature(leaf: Any) -> Hashable:
     if _is_data(leaf):
         return tf.type_spec_from_value(leaf)
     return leaf if isinstance(leaf, (int, float, str, bool, type(None))) else id(leaf)
-
-
-@contextmanager
-def observed_layers(
-    layers: Mapping[str, Any], trace: ShadowTrace, observe: Callable[[TensorKey, int, Any], None]
-) -> Iterator[None]:
-    """Let `observe` see each float output of the layers and the gradient that arrives there, while a step is traced.
-
-    It is called with the tensor's key (kind "activation" or "gradient"), the number of the layer's call, from 0, and
-    the tensor; what it wants of it, it keeps with `trace.keep`. Nothing is seen inside loops and branches, nor of
-    layers that were not called, and no gradient of a softmax or sigmoid in float32, whose op Keras' losses look for.
-
-    Args:
-        layers: The layers, by id.
-        trace: The step that is traced.
-        observe: Called at the time of tracing, forward in the order of the calls, backward against it.
-    """
-    with ExitStack() as stack:
-        for layer_id, layer in layers.items():
-            observed = _observed_call(layer_id, layer.call, trace, observe)
-            stack.callback(set_instance_attribute(layer, "call", observed))
-        yield
-
-
-def _observed_call(
-    layer_id: str, call: Callable[..., Any], trace: ShadowTrace, observe: Callable[[TensorKey, int, Any], None]
-) -> Callable[..., Any]:
-    calls = 0
-
-    def observed_output(name: str, number: int, tensor: Any) -> Any:
-        if not _is_float_tensor(tensor):
-            return tensor
-
-        if is_read_by_losses(tensor):
-            observe(TensorKey(layer_id, "activation", name), number, tensor)
-            return tensor
-
-        def tap(x: Any) -> Any:
-            observe(TensorKey(layer_id, "activation", name), number, x)
-            return tf.identity(x), lambda gradient: observed_gradient(name, number, gradient)
-
-        return with_mask_of(tensor, tf.custom_gradient(tap)(tensor))
-
-    def observed_gradient(name: str, number: int, gradient: Any) -> Any:
-        if isinstance(gradient, tf.Tensor) and trace.is_at_root:
-            observe(TensorKey(layer_id, "gradient", name), number, gradient)
-        return gradient
-
-    def observed_call(*args: Any, **kwargs: Any) -> Any:
-        nonlocal calls
-        if not trace.is_at_root:
-            return call(*args, **kwargs)
-        outputs = call(*args, **kwargs)
-        number, calls = calls, calls + 1
-        flat = [observed_output(str(i), number, tensor) for i, tensor in enumerate(keras.tree.flatten(outputs))]
-        return keras.tree.pack_sequence_as(outputs, flat)
-
-    return observed_call
-
-
-def _is_float_tensor(tensor: Any) -> bool:
-    return isinstance(tensor, tf.Tensor) and tensor.dtype.is_floating

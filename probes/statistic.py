@@ -19,6 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from precscope.probes.internals.xla import reduce_together, tie
+from precscope.probes.packed_tensors import PackedTensors
 from precscope.records import SCALAR_DTYPE
 from precscope.statistics import (
     BLOCK,
@@ -54,7 +55,7 @@ _COUNTS = ("zeros", "subnormals", "positive_infinities", "negative_infinities", 
 _INT32_MAX, _INT32_MIN = 2**31 - 1, -(2**31)
 _COMBINE = (tf.add,) * 5 + (tf.maximum, tf.minimum, tf.minimum) + (tf.add,) * 2
 _INITIAL = (np.int32(0),) * 5 + (np.int32(_INT32_MIN),) + (np.int32(_INT32_MAX),) * 2 + (np.float32(0),) * 2
-_NAN = _COUNTS.index("nans")
+_ZEROS, _SUBNORMALS, _NAN, _SMALLEST = *(_COUNTS.index(name) for name in ("zeros", "subnormals", "nans")), 7
 
 #: A finished row, int64: count, the five counts, maximum, minimum and smallest magnitude (as ordered integers, see
 #: `_ordered`), the bits of the float32 sum and sum of squares, histogram count, histogram.
@@ -71,9 +72,10 @@ _ROWS = ((2**21, 64), (sys.maxsize, 1024))
 # What an unknown dimension is taken for where nothing better is known.
 _USUAL_BATCH = 128
 # Sizes to which the histogram's subsets are padded, so that few distinct kernels are compiled.
-_SUBSET_SIZES = (2**10, 2**14, HISTOGRAM_LIMIT)
+_SUBSET_SIZES = (2**12, HISTOGRAM_LIMIT)
 
 _MAGNITUDE_MASK, _INFINITY_BITS, _MANTISSA_BITS, _BIAS = 0x7FFFFFFF, 0x7F800000, 23, 127
+_NEGATIVE_INFINITY_BITS = _INFINITY_BITS - 2**31
 
 
 @dataclass(frozen=True)
@@ -122,23 +124,53 @@ def partial_statistics(x: Any, float_format: FloatFormat, count: Any = None, bat
     )
 
 
-def partial_statistics_of_many(tensors: Sequence[Any], float_format: FloatFormat) -> Partials:
-    """Return the partial statistics of several tensors of known size and one `bucket_size`, in one go."""
-    sizes = np.array([x.shape.num_elements() for x in tensors], np.int64)
-    stacked = _on_its_own(tf.stack([pad_to_bucket(x) for x in tensors]))
-    length = int(stacked.shape[1])
-    rows = _rows_for(length)
-    table = tf.reshape(_pad(stacked, -length % rows), [len(tensors), rows, -1])
-    blocks = tf.reshape(_pad(stacked, -length % BLOCK), [len(tensors), -1, BLOCK])
-    stride = histogram_stride(length)
-    taken = tf.reshape(blocks[:, ::stride], [len(tensors), -1])
-    last_taken = (int(blocks.shape[1]) - 1) % stride == 0
-    looked_at = sizes if stride == 1 else np.full_like(sizes, taken.shape[1] - (-length % BLOCK if last_taken else 0))
-    subset = _pad(taken, next(size for size in _SUBSET_SIZES if size >= taken.shape[1]) - int(taken.shape[1]))
-    filled = int(table.shape[1]) * int(table.shape[2]) - sizes
+def partial_statistics_of_many(tensors: Sequence[Any], float_format: FloatFormat) -> list[tuple[list[int], Partials]]:
+    """Return the partial statistics of several tensors of known sizes and one dtype, packed into one matrix.
+
+    Each with the positions of the tensors whose they are.
+    """
+    packed = PackedTensors(tuple(x.shape.num_elements() for x in tensors))
+    matrix = _on_its_own(packed.pack([_flat(x) for x in tensors]))
+    columns = _reduce(matrix[None], float_format)
+    bits = tf.stack([tf.bitcast(column[0], tf.int32) for column in columns], 1)
+    nothing = [int(np.asarray(value).view(np.int32)) for value in _INITIAL]
+    found = []
+    for similar, of_rows in packed.by_rows(bits, nothing):
+        for length in _SUBSET_SIZES:
+            places = [place for place, index in enumerate(similar) if _subset_size(packed.sizes[index]) == length]
+            if places:
+                chosen = [similar[place] for place in places]
+                rows = of_rows if len(places) == len(similar) else tf.gather(of_rows, places)
+                found.append((chosen, _packed_partials(packed, matrix, chosen, rows, length)))
+    return found
+
+
+def _packed_partials(packed: PackedTensors, matrix: Any, chosen: list[int], rows: Any, length: int) -> Partials:
+    """Return the partial statistics of some of the packed tensors.
+
+    Args:
+        packed: Where the tensors lie.
+        matrix: The packed tensors.
+        chosen: Positions of those at hand.
+        rows: Bits of what their rows were reduced to, int32 [tensors, rows, len(_COMBINE)].
+        length: How many elements their subsets for the histogram have room for.
+    """
     return Partials(
-        tf.constant(sizes), _reduce(table, float_format), tf.constant(filled), subset, tf.constant(looked_at)
+        tf.constant([packed.sizes[index] for index in chosen], tf.int64),
+        tuple(
+            tf.bitcast(column, tf.float32) if isinstance(initial, np.float32) else column
+            for column, initial in zip(tf.unstack(rows, axis=2), _INITIAL, strict=True)
+        ),
+        tf.constant(packed.padding[chosen]),
+        packed.subsets(matrix, chosen, length),
+        tf.constant([packed.looked_at(index) for index in chosen], tf.int64),
     )
+
+
+def _subset_size(size: int) -> int:
+    """Return the size to which the histogram's subset of a tensor of `size` elements is padded."""
+    stride = histogram_stride(size)
+    return next(length for length in _SUBSET_SIZES if length * stride >= size)
 
 
 def _reduce(table: Any, float_format: FloatFormat) -> tuple[Any, ...]:
@@ -195,8 +227,7 @@ def _up_to_multiple(flat: Any, of: int) -> Any:
 def _histogram_subset(flat: Any, usual_size: int) -> tuple[Any, Any]:
     """Return the elements that the histogram looks at, padded with NaN, and how many they are."""
     blocks = tf.reshape(_pad(flat, _up_to_multiple(flat, BLOCK)), [-1, BLOCK])
-    usual_stride = histogram_stride(usual_size)
-    length = next(length for length in _SUBSET_SIZES if length * usual_stride >= usual_size)
+    usual_stride, length = histogram_stride(usual_size), _subset_size(usual_size)
     stride = usual_stride if flat.shape[0] is not None else tf.maximum(1, -(-tf.shape(blocks)[0] // (length // BLOCK)))
     taken = tf.reshape(blocks[::stride], [-1])
     # Only the tensor's last block can hold padding, and only if that block was taken.
@@ -219,21 +250,22 @@ def _accumulands(bits: Any, float_format: FloatFormat) -> tuple[Any, ...]:
     magnitude = tf.bitwise.bitwise_and(bits, _MAGNITUDE_MASK)
     smallest_normal = int(np.float32(float_format.smallest_normal).view(np.int32))
     zero, finite = tf.equal(magnitude, 0), magnitude < _INFINITY_BITS
-    infinite, negative = tf.equal(magnitude, _INFINITY_BITS), bits < 0
     ordered = _ordered(bits)
     value = tf.where(finite, tf.bitcast(bits, tf.float32), 0.0)
+    # As few instructions as will do: `_finished_scalars` takes the zeros from the subnormals, and infinity from the
+    # smallest magnitudes.
     flags = (
         zero,
-        (magnitude < smallest_normal) & ~zero,
-        infinite & ~negative,
-        infinite & negative,
+        magnitude < smallest_normal,
+        tf.equal(bits, _INFINITY_BITS),
+        tf.equal(bits, _NEGATIVE_INFINITY_BITS),
         magnitude > _INFINITY_BITS,
     )
     return (
         *(tf.cast(flag, tf.int32) for flag in flags),
         tf.where(finite, ordered, _INT32_MIN),
         tf.where(finite, ordered, _INT32_MAX),
-        tf.where(finite & ~zero, magnitude, _INT32_MAX),
+        tf.where(zero, _INT32_MAX, magnitude),
         value,
         value * value,
     )
@@ -268,6 +300,8 @@ def _grouped(
 def _finished_scalars(partials: list[Partials]) -> Any:
     rows = [tf.concat([p.rows[index] for p in partials], 0) for index in range(len(_COMBINE))]
     columns = [_as_int64(column) for column in reduce_together(rows, _INITIAL, _COMBINE)]
+    columns[_SUBNORMALS] -= columns[_ZEROS]
+    columns[_SMALLEST] = tf.where(columns[_SMALLEST] < _INFINITY_BITS, columns[_SMALLEST], _INT32_MAX)
     # The padding is NaN: it takes part in nothing but the count of NaN.
     columns[_NAN] -= tf.concat([p.padding for p in partials], 0)
     counts, looked_at = (tf.concat([getattr(p, name) for p in partials], 0) for name in ("count", "looked_at"))

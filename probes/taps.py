@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -14,111 +13,17 @@ from precscope.origin_records import DATA_ID
 from precscope.probes import code_places
 from precscope.probes.internals.graphs import current_graph
 from precscope.probes.internals.layer_calls import set_instance_attribute, with_mask_of
-from precscope.probes.internals.layer_tree import has_named_layers
+from precscope.probes.kept_relu import kept_relu
 from precscope.probes.reading import TensorKey
-from precscope.probes.tensor_sources import TensorSources, map_named
+from precscope.probes.tap_plan import CodeBetween, TapPlan
+from precscope.probes.tensor_sources import TensorSources, is_float_tensor, map_named
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Sequence
 
     from precscope.probes.recorder import Recorder
 
-__all__ = ["CodeBetween", "LayerTaps", "TapPlan", "is_read_by_losses", "plan_taps"]
-
-# Layers whose output is their input in another order: what they pass on was recorded where it was made.
-_REARRANGING = (
-    keras.layers.InputLayer,
-    keras.layers.Flatten,
-    keras.layers.Reshape,
-    keras.layers.Permute,
-    keras.layers.RepeatVector,
-    keras.layers.Identity,
-)
-# Layers whose every output value is one of their input's, or zero: their gradients are new, their outputs are not.
-_SELECTING = (
-    keras.layers.ReLU,
-    keras.layers.MaxPooling1D,
-    keras.layers.MaxPooling2D,
-    keras.layers.MaxPooling3D,
-    keras.layers.GlobalMaxPooling1D,
-    keras.layers.GlobalMaxPooling2D,
-    keras.layers.GlobalMaxPooling3D,
-    keras.layers.ZeroPadding1D,
-    keras.layers.ZeroPadding2D,
-    keras.layers.ZeroPadding3D,
-    keras.layers.Cropping1D,
-    keras.layers.Cropping2D,
-    keras.layers.Cropping3D,
-)
-
-
-@dataclass
-class TapPlan:
-    """What is to be recorded of one layer, and what was seen of it.
-
-    Attributes:
-        id: The layer's id.
-        layer: The layer.
-        unseen: Why its output is not recorded, or None.
-        gradient_unseen: Why the gradient at its output is not recorded, or None.
-        order: Position in the forward pass, None until it was called.
-        inputs: Ids of the layers whose outputs it consumed.
-        no_gradient: What to say if no gradient was recorded although one was asked for.
-        place: The user's line of code that computes in the layer or calls it; None where none is known.
-    """
-
-    id: str
-    layer: Any
-    unseen: str | None = None
-    gradient_unseen: str | None = None
-    order: int | None = None
-    inputs: list[str] = field(default_factory=list)
-    no_gradient: str = "no gradient arrives at its output"
-    place: str | None = None
-
-
-@dataclass(frozen=True)
-class CodeBetween:
-    """Stands in a plan for a layer that is none: the batch, or code between layers.
-
-    Attributes:
-        op_type: The op that a tensor comes from ("AddV2"); "InputLayer" for the batch.
-        dtype: Its dtype.
-    """
-
-    op_type: str
-    dtype: str
-
-
-def plan_taps(
-    layers: Mapping[str, Any], selects: Callable[[str, str], bool], activations: bool, gradients: bool
-) -> dict[str, TapPlan]:
-    """Decide what is recorded of each layer, by id; `selects` is asked with the layer's id and class name."""
-    plans = {}
-    for layer_id, layer in layers.items():
-        reason = _reason_to_leave_out(layer, selects(layer_id, type(layer).__name__))
-        forward = "switched off" if not activations else _reason_to_leave_out_forward(layer)
-        backward = None if gradients else "switched off"
-        plans[layer_id] = TapPlan(layer_id, layer, reason or forward, reason or backward)
-    return plans
-
-
-def _reason_to_leave_out(layer: Any, selected: bool) -> str | None:
-    if has_named_layers(layer):
-        return "its output is that of its last layer"
-    if isinstance(layer, _REARRANGING):
-        return "it only rearranges its input"
-    return None if selected else "not selected"
-
-
-def _reason_to_leave_out_forward(layer: Any) -> str | None:
-    relu = isinstance(layer, keras.layers.Activation) and getattr(layer.activation, "__name__", "") in (
-        "relu",
-        "linear",
-    )
-    if isinstance(layer, keras.layers.ReLU) and layer.negative_slope:
-        return None
-    return "its output values are among its input's" if relu or isinstance(layer, _SELECTING) else None
+__all__ = ["LayerTaps", "is_read_by_losses"]
 
 
 class _Calling(threading.local):
@@ -126,6 +31,7 @@ class _Calling(threading.local):
 
     def __init__(self) -> None:
         self.layers: list[str] = []
+        self.inner: list[list[tuple[Any, range]]] = []  # of each, the graph and the ops of the calls inside it
 
 
 class LayerTaps:
@@ -136,6 +42,8 @@ class LayerTaps:
         recorder: Takes what the taps see.
         selects: Asked with id and type whether the batch, or code between layers, is to be recorded as well; by
             default nothing is.
+        look: Called once for a layer, with its id, the layer and the ops that its first call made, those of layers
+            inside it not among them.
 
     Attributes:
         plans: What is recorded of each layer.
@@ -147,7 +55,9 @@ class LayerTaps:
         plans: dict[str, TapPlan],
         recorder: Recorder,
         selects: Callable[[str, str], bool] = lambda layer_id, layer_type: False,
+        look: Callable[[str, Any, Sequence[Any]], None] = lambda layer_id, layer, ops: None,
     ) -> None:
+        self._look = look
         self.plans = plans
         self.between: dict[str, TapPlan] = {}
         self._recorder = recorder
@@ -160,6 +70,7 @@ class LayerTaps:
     def installed(self) -> Iterator[None]:
         """Shadow `call` of every layer for as long as the context lasts."""
         with ExitStack() as stack:
+            stack.enter_context(kept_relu(self._recorder))
             for plan in self.plans.values():
                 call = self._tapped(plan, plan.layer.call)
                 stack.callback(set_instance_attribute(plan.layer, "call", call))
@@ -173,7 +84,11 @@ class LayerTaps:
         return map_named(self._tap_data, arguments) if self._recorder.active else arguments
 
     def _tap_data(self, name: str, tensor: Any) -> Any:
-        plan = self._plan_between(DATA_ID, CodeBetween("InputLayer", tensor.dtype.name)) if _is_float(tensor) else None
+        plan = (
+            self._plan_between(DATA_ID, CodeBetween("InputLayer", tensor.dtype.name))
+            if is_float_tensor(tensor)
+            else None
+        )
         if plan is None:
             return tensor
         tapped = self._recorder.record(TensorKey(DATA_ID, "activation", name), tensor)
@@ -199,19 +114,28 @@ class LayerTaps:
         def tapped_call(*args: Any, **kwargs: Any) -> Any:
             if not self._recorder.active:
                 return call(*args, **kwargs)
+            graph, calling = current_graph(), self._calling
+            first = _ops_in(graph)
             args, kwargs = self._note_inputs(plan, args, kwargs)
-            graph = current_graph()
-            begin = 0 if graph is None else len(graph.get_operations())
-            self._calling.layers.append(plan.id)
+            begin = _ops_in(graph)
+            calling.layers.append(plan.id)
+            calling.inner.append([])
             try:
                 outputs = call(*args, **kwargs)
             finally:
-                self._calling.layers.pop()
+                calling.layers.pop()
+                inner = calling.inner.pop()
             if plan.order is None:
                 self._number(plan)
-                ops = [] if graph is None else graph.get_operations()[begin:]
-                plan.place = code_places.place_of_call(plan.layer, ops)
-            return self._tap_outputs(plan, outputs)
+                ops = [] if graph is None else graph.get_operations()
+                plan.place = code_places.place_of_call(plan.layer, ops[begin:])
+                of_others = {place for other, places in inner if other is graph for place in places}
+                own = [ops[place] for place in range(begin, len(ops)) if place not in of_others]
+                self._look(plan.id, plan.layer, own)
+            outputs = self._tap_outputs(plan, outputs)
+            if calling.inner:
+                calling.inner[-1].append((graph, range(first, _ops_in(graph))))
+            return outputs
 
         return tapped_call
 
@@ -223,7 +147,7 @@ class LayerTaps:
                 continue
             producer = self._sources.producer(tensor)
             names = [] if producer is None else [producer]
-            if producer is None and _is_float(tensor) and self._recorder.place() == "root":
+            if producer is None and is_float_tensor(tensor) and self._recorder.place() == "root":
                 names, tapped = self._tap_code_before(plan, tensor)
                 if tapped is not None:
                     replaced[id(tensor)] = tapped
@@ -257,7 +181,7 @@ class LayerTaps:
         return keras.tree.pack_sequence_as(outputs, tapped)
 
     def _tap(self, plan: TapPlan, name: str, tensor: Any) -> Any:
-        if not _is_float(tensor) or (plan.unseen and plan.gradient_unseen):
+        if not is_float_tensor(tensor) or (plan.unseen and plan.gradient_unseen):
             return tensor
         recorder = self._recorder
         if is_read_by_losses(tensor) and recorder.place() == "root":
@@ -287,9 +211,8 @@ def is_read_by_losses(tensor: Any) -> bool:
     return op is not None and op.type in ("Softmax", "Sigmoid") and tensor.dtype == tf.float32
 
 
-def _is_float(tensor: Any) -> bool:
-    """Tell whether something is a dense float tensor; a Keras variable counts as a tensor for TensorFlow, not here."""
-    return isinstance(tensor, tf.Tensor) and bool(tensor.dtype.is_floating)
+def _ops_in(graph: Any) -> int:
+    return 0 if graph is None else len(graph.get_operations())
 
 
 def _tap_gradient(recorder: Recorder, key: TensorKey, plan: TapPlan, gradient: Any) -> Any:

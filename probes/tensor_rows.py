@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from precscope.formats import FORMATS
 from precscope.probes.internals.xla import tie
+from precscope.probes.packed_tensors import PACKED_LIMIT
 from precscope.probes.statistic import (
     Partials,
-    bucket_size,
     finish,
     pad_to_bucket,
     partial_statistics,
@@ -24,12 +24,19 @@ from precscope.probes.statistic import (
 )
 from precscope.statistics import HISTOGRAM_LIMIT
 
+if TYPE_CHECKING:
+    from precscope.records import TensorKind
+
 __all__ = ["TensorRows", "finished_rows", "format_name"]
+
+
+# Activations and gradients up to this many elements are kept until the step's end, and described together.
+_SMALL = 2**14
 
 
 @dataclass(frozen=True)
 class _Waiting:
-    """A tensor that is described at the end of the step, together with others of its size."""
+    """A tensor that is described at the end of the step, together with others of its format."""
 
     tensor: Any
     dtype: str
@@ -46,19 +53,19 @@ class TensorRows:
         self._in_xla = in_xla
         self._partial_functions: dict[tuple[str, int | None], Any] = {}
 
-    def part(self, x: Any, dtype: str, batch: int | None, stays: bool) -> tuple[Any, Any]:
+    def part(self, x: Any, dtype: str, batch: int | None, kind: TensorKind) -> tuple[Any, Any]:
         """Return what `finished_rows` makes a row of, and what to go on with in place of `x`.
 
         Args:
             x: A float tensor in the step's own graph.
             dtype: Name of the format that its values count as.
             batch: Usual size of a dimension that is unknown; None where that is not known either.
-            stays: Whether the tensor is there until the step's end anyway, as weights and their gradients are.
+            kind: Weights and their gradients are there until the step's end anyway.
         """
         if not self._in_xla:
             return _row(x, dtype), x
-        if stays and x.shape.is_fully_defined():
-            return _Waiting(x, dtype), x  # equal sizes are described together
+        if _may_wait(x, kind):
+            return _Waiting(x, dtype), x  # all of a format are described together
         if (dtype, batch) not in self._partial_functions:
             # One function for all tensors of a format, traced once for each shape: what it holds would be some hundred
             # operations a tensor, and building those took most of a minute for a ResNet-50.
@@ -75,21 +82,30 @@ class TensorRows:
         return finish([partial_statistics(x, FORMATS[dtype], batch=batch)])[0]
 
 
+def _may_wait(x: Any, kind: TensorKind) -> bool:
+    """Tell whether a tensor can be described at the step's end without taking much memory until then."""
+    if not x.shape.is_fully_defined():
+        return False
+    limit = PACKED_LIMIT if kind in ("weight", "weight_gradient") else _SMALL
+    return 0 < x.shape.num_elements() <= limit
+
+
 def finished_rows(parts: list[Any]) -> dict[int, Any]:
     """Return the finished row [ROW_WIDTH] of every part, by the part's id.
 
     Args:
         parts: What `TensorRows.part` returned; variables that hold a row, which are read.
     """
-    groups: dict[tuple[int, str], list[_Waiting]] = {}
+    groups: dict[str, list[_Waiting]] = {}
     for part in parts:
         if isinstance(part, _Waiting):
-            groups.setdefault((bucket_size(part.tensor.shape.num_elements()), part.dtype), []).append(part)
+            groups.setdefault(part.dtype, []).append(part)
     owners: list[Any] = [part for part in parts if isinstance(part, Partials)]
     partials = list(owners)
-    for (_, dtype), group in groups.items():
-        owners += group
-        partials.append(partial_statistics_of_many([part.tensor for part in group], FORMATS[dtype]))
+    for dtype, group in groups.items():
+        for chosen, statistics in partial_statistics_of_many([part.tensor for part in group], FORMATS[dtype]):
+            owners += [group[index] for index in chosen]
+            partials.append(statistics)
     rows = dict(zip(map(id, owners), tf.unstack(finish(partials)) if partials else (), strict=True))
     others = [part for part in parts if id(part) not in rows]
     return rows | {id(part): part.read_value() if isinstance(part, tf.Variable) else part for part in others}
@@ -127,6 +143,8 @@ def _tied_partials(x: Any, dtype: str, batch: int | None) -> list[Any]:
         partials = partial_statistics(pad_to_bucket(x), FORMATS[dtype], tf.size(x, tf.int64))
     else:
         partials = partial_statistics(x, FORMATS[dtype], batch=batch)
-    # The tie: the statistic is taken at once, in a kernel of its own, and nothing that it needs lives longer.
-    x, subset, *rows = tie([x, partials.subset, *partials.rows])
+    # The tie: the statistic is taken at once, in a kernel of its own, and nothing that it needs lives longer. All rows
+    # come from one reduction, so that one of them will do.
+    rows = list(partials.rows)
+    x, subset, rows[0] = tie([x, partials.subset, rows[0]])
     return [x, partials.count, partials.padding, subset, partials.looked_at, *rows]

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import tensorflow as tf
+
 from precscope.probes.internals.graphs import current_graph
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["TensorSources", "map_named"]
+__all__ = ["TensorSources", "is_float_tensor", "map_named"]
 
 #: Ops that hand values on, or select among them: what they put out needs no recording of its own.
 _HANDING_ON = frozenset(
@@ -29,6 +31,7 @@ _HANDING_ON = frozenset(
             "Transpose",
         ),
         "Unpack",
+        "XlaOptimizationBarrier",
     )
 )
 _MOST_OPS = 300
@@ -104,3 +107,8 @@ def _before_cast(tensor: Any) -> Any:
     """Return what a graph tensor was cast from: Keras casts at the border of two dtype policies."""
     operation = None if current_graph() is None else getattr(tensor, "op", None)
     return operation.inputs[0] if operation is not None and operation.type == "Cast" else tensor
+
+
+def is_float_tensor(value: Any) -> bool:
+    """Tell whether something is a dense float tensor; a Keras variable counts as a tensor for TensorFlow, not here."""
+    return isinstance(value, tf.Tensor) and bool(value.dtype.is_floating)

@@ -13,58 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from precscope.probes.internals.distribution import ONE_REPLICA
-from precscope.probes.internals.tf_functions import clone_function, is_compiled_by_xla, is_tf_function
 from precscope.probes.internals.train_functions import build_train_function, steps_per_epoch, usual_batch
-from precscope.probes.replicas import SharedTaps, recorder_for
 from precscope.probes.tripwire import without_optionals
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from precscope.probes.batch_handout import BatchHandout
-    from precscope.probes.internals.distribution import Replicas
-    from precscope.probes.optimizer_taps import OptimizerTaps
+    from precscope.probes.probed_step import StepProbes
     from precscope.probes.recorder import Recorder
     from precscope.probes.sampling_loop import SamplingLoop
-    from precscope.probes.taps import LayerTaps
     from precscope.probes.tripwire import Tripwire
 
-__all__ = ["ChoosingTrainFunction", "probed_function", "probed_step"]
+__all__ = ["ChoosingTrainFunction"]
 
 _ITERATORS = (tf.data.Iterator, tf.distribute.DistributedIterator)
-
-
-def probed_step(
-    step: Callable[..., Any], recorder: Recorder, layer_taps: LayerTaps, *optimizer_taps: OptimizerTaps
-) -> Callable[..., Any]:
-    """Return `step` with taps on layers and optimizers while it runs (or is traced)."""
-    taps = SharedTaps(layer_taps.installed, *(taps.installed for taps in optimizer_taps))
-
-    def probed(*args: Any, **kwargs: Any) -> Any:
-        recorder.begin()
-        try:
-            with taps.installed():
-                result = step(*layer_taps.tap_batch(args), **kwargs)
-            recorder.end()
-        finally:
-            recorder.cancel()
-        return result
-
-    return probed
-
-
-def probed_function(
-    step: Callable[..., Any], recorder: Recorder, layer_taps: LayerTaps, *optimizer_taps: OptimizerTaps
-) -> Callable[..., Any]:
-    """Return `probed_step` of a step that may be a tf.function: then as one of its own, for a trace that is kept."""
-    if not is_tf_function(step):
-        return probed_step(step, recorder, layer_taps, *optimizer_taps)
-
-    def body(converted: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return probed_step(converted, recorder, layer_taps, *optimizer_taps)(*args, **kwargs)
-
-    return clone_function(step, body)
 
 
 def _nothing() -> None:
@@ -78,10 +40,7 @@ class ChoosingTrainFunction:
         model: A compiled Keras model.
         plain: The train function that Keras built.
         loop: Decides which step is probed.
-        make_taps: Called once, with the recorder, when the first sample is due: plans and returns the taps.
-        handout: Takes the batches of probed steps, where somebody wants them.
-        tripwire: Keeps what it takes to run a bad step again, where that is asked for.
-        replicas: Who runs the step.
+        probes: What the step gets.
 
     Attributes:
         plain: The train function that Keras built.
@@ -92,18 +51,13 @@ class ChoosingTrainFunction:
         model: Any,
         plain: Callable[[Any], Any],
         loop: SamplingLoop,
-        make_taps: Callable[[Recorder], tuple[LayerTaps, *tuple[OptimizerTaps, ...]]],
-        handout: BatchHandout | None = None,
-        tripwire: Tripwire | None = None,
-        replicas: Replicas = ONE_REPLICA,
+        probes: StepProbes,
     ) -> None:
-        self._replicas = replicas
-        self._handout = handout
-        self._tripwire = tripwire
+        self._probes = probes
+        self._tripwire = probes.tripwire
         self.plain = plain
         self._model = model
         self._loop = loop
-        self._make_taps = make_taps
         self._steps = int(model.steps_per_execution)
         self._recorder: Recorder | None = None
         self._probed: Callable[[Any], Any] | None = None
@@ -212,12 +166,8 @@ class ChoosingTrainFunction:
 
     def _prepare(self) -> tuple[Recorder, Callable[[Any], Any]]:
         if self._recorder is None or self._probed is None:
-            model = self._model
-            compiled = bool(model.jit_compile and not model.run_eagerly)
-            in_xla = compiled or is_compiled_by_xla(model.train_step)
-            self._recorder = recorder_for(self._replicas, in_xla=in_xla)
-            self._recorder.batch = self._batch
-            step = probed_function(model.train_step, self._recorder, *self._make_taps(self._recorder))
-            take = None if self._handout is None else self._handout.take
-            self._probed = build_train_function(model, step, take)
+            model, handout = self._model, self._probes.handout
+            in_xla = bool(model.jit_compile and not model.run_eagerly)
+            self._recorder, step = self._probes.probed(model.train_step, in_xla, self._batch)
+            self._probed = build_train_function(model, step, None if handout is None else handout.take)
         return self._recorder, self._probed

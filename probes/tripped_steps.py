@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
+from precscope.error_text import error_in_a_line
 from precscope.errors import RunDirectoryError
 from precscope.kept_batches import KeptBatchWriter
 from precscope.origin import FoundOrigin, find_origin
@@ -68,8 +69,7 @@ class TrippedSteps:
         try:
             found, replay = self._run_again(tripped)
         except Exception as error:  # the training goes on, and the kept step may still be replayed by the command
-            replay, words = None, " ".join(str(error).split())
-            note = f"it could not be run again at once: {type(error).__name__}: {words[:300]}"
+            replay, note = None, f"it could not be run again at once: {error_in_a_line(error, 300)}"
         if found is None and note is None:
             if not tripped.is_lost:
                 note = "run again without XLA, all values were finite"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -28,7 +29,7 @@ from precscope.replay import Criterion, JudgedScales, Measured, scales_to_judge
 from precscope.verification import Verification
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from precscope.advice.finding import Finding
     from precscope.probes.replay_batches import ReplayData
@@ -49,6 +50,7 @@ def verify_model(
     dataset: Any = None,
     most_batches: int = 3,
     most_tests: int = 60,
+    most_s: float | None = None,
     criterion: Criterion | None = None,
     report: Callable[[int, int], None] = lambda done, left: None,
 ) -> Verification:
@@ -64,6 +66,7 @@ def verify_model(
         dataset: A tf.data.Dataset to take batches from where the run kept none.
         most_batches: So many batches are replayed at most: among them those whose step was skipped.
         most_tests: So many sets of layers are tried at most.
+        most_s: After so many seconds no further set is tried; None for no limit.
         criterion: What a replay has to show; by default `Criterion.for_policy` of the run's default policy.
         report: Called before each set with the number of those tried and of those left at most.
 
@@ -71,29 +74,63 @@ def verify_model(
         PolicyError: The model is not the run's.
         PrecScopeError: There are no batches, or nothing to compare them with.
     """
-    evidence = Evidence(run)
-    findings = analyze(evidence)
-    proposal = propose_policy(evidence, findings)
-    optimizer = _usable(model, optimizer)
-    setup = _Setup(model, proposal, findings, evidence)
-    data = batches_of_run(run, model, dataset, most_batches, of_custom_loop=step is not None)
+    took = _Stopwatch()
+    with took.part("findings and batches"):
+        evidence = Evidence(run)
+        findings = analyze(evidence)
+        proposal = propose_policy(evidence, findings)
+        optimizer = _usable(model, optimizer)
+        setup = _Setup(model, proposal, findings, evidence)
+        data = batches_of_run(run, model, dataset, most_batches, of_custom_loop=step is not None)
     criterion = criterion or Criterion.for_policy(proposal.default)
     replayer = Replayer(model, optimizer, step)
-    setup.set_reference(replayer, data)
+    with took.part("float32"):
+        setup.set_reference(replayer, data)
     scales = _scales(evidence, proposal.optimizer)
-    before = replayer.measure(setup.as_trained(), _scales_as_trained(evidence, scales), criterion)
+    with took.part("as trained"):
+        as_trained = setup.as_trained(), _scales_as_trained(evidence, scales)
+        before = replayer.measure(*as_trained, criterion)
 
     def test(names: frozenset[str]) -> Measured:
-        return replayer.measure(setup.policies(names), scales, criterion)
+        if not names and as_trained == (setup.policies(names), scales):
+            return before
+        return replayer.measure_until_failure(setup.policies(names), scales, criterion)
 
-    result = smallest_set(test, setup.suspects, setup.others, most_tests=most_tests, report=report)
+    with took.part("search"):
+        result = smallest_set(
+            test,
+            setup.suspects,
+            setup.others,
+            most_tests=most_tests,
+            report=report,
+            is_over=lambda: most_s is not None and took.since_begin_s() > most_s,
+        )
     setup.note_unflipped(replayer)
     bfloat16 = None
     if proposal.default == "mixed_float16" and result.names != ():
-        bfloat16 = replayer.measure(
-            setup.in_bfloat16(), scales_to_judge(None, None), Criterion.for_policy("mixed_bfloat16")
-        )
-    return _verification(setup, replayer, result, (before, bfloat16), scales, data, criterion)
+        with took.part("bfloat16"):
+            bfloat16 = replayer.measure(
+                setup.in_bfloat16(), scales_to_judge(None, None), Criterion.for_policy("mixed_bfloat16")
+            )
+    return _verification(setup, replayer, result, (before, bfloat16), scales, data, criterion, took)
+
+
+@dataclass
+class _Stopwatch:
+    """How long each part of a proof took, in seconds."""
+
+    parts_s: dict[str, float] = field(default_factory=dict)
+    _began_s: float = field(default_factory=time.perf_counter)
+
+    def since_begin_s(self) -> float:
+        """Return the seconds since it was made."""
+        return time.perf_counter() - self._began_s
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        began_s = time.perf_counter()
+        yield
+        self.parts_s[name] = time.perf_counter() - began_s
 
 
 @dataclass
@@ -114,6 +151,7 @@ class _Setup:
         unpinned = replace(self.proposal, pins=())
         self._here = {MODEL: MODEL, **match_layers(unpinned, classes)}
         self._base = wanted_policies(self.model, unpinned)[0]
+        self.in_float32: Mapping[str, str] = {}
         self.left_out: dict[str, str] = {}
         with layer_policies(self.model, self._base):
             self.suspects = self._tryable(suspected_layers(self.findings))
@@ -142,6 +180,7 @@ class _Setup:
             known = set(replayer.unflipped)
             try:
                 replayer.set_reference(data.batches, policies)
+                self.in_float32 = policies
                 break
             except PrecScopeError as error:
                 raise self._with_what_stays(error, replayer) from None
@@ -235,17 +274,19 @@ def _verification(
     scales: JudgedScales,
     data: ReplayData,
     criterion: Criterion,
+    took: _Stopwatch,
 ) -> Verification:
     proven = result.names is not None
     pins = result.names if result.names is not None else setup.suspects
     settings: dict[str, Mapping[str, str]] = {
         "plain": setup.policies(frozenset()),
         "policy": setup.policies(frozenset(pins)),
-        "float32": setup.policies(frozenset((*setup.suspects, *setup.others))),
+        "float32": setup.in_float32,
     }
     without = {pin: setup.policies(frozenset(pins) - {pin}) for pin in pins[:_MOST_PRICED]}
     every = settings | {f"without {pin}": policies for pin, policies in without.items()}
-    prices, passes = replayer.price(every, scales.judged[0])
+    with took.part("pricing"):
+        prices, passes = replayer.price(every, scales.judged[0])
     return Verification(
         proven=proven,
         is_minimal=result.is_minimal,
@@ -265,6 +306,9 @@ def _verification(
         timed_passes=passes,
         device=_device(),
         unix_s=time.time(),
+        took_s=took.parts_s,
+        traces=replayer.traces,
+        tracing_s=replayer.tracing_s,
     )
 
 

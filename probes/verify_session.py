@@ -12,7 +12,7 @@ from precscope.advice import Evidence
 from precscope.advice.proposal import default_policy, policy_of_run
 from precscope.errors import PrecScopeError
 from precscope.policy_file import write_policy
-from precscope.probes.model_entry import build_model
+from precscope.probes.model_entry import build_training
 from precscope.probes.verify import verify_model
 from precscope.reader import open_run
 from precscope.verification import write_verification
@@ -67,17 +67,18 @@ def verify_entry(entry: str, run_dir: Path, weights: Path | None = None, **optio
     with suppress(ValueError):  # a policy of the user's own making: the function sets it
         keras.config.set_dtype_policy(default_policy(Evidence(run)))
     try:
-        model, dataset = build_model(entry)
+        built = build_training(entry)
     finally:
         keras.config.set_dtype_policy(before)
     if weights is not None:
         try:
-            model.load_weights(weights)
+            built.model.load_weights(weights)
         except (OSError, ValueError) as error:
             raise PrecScopeError(
                 f"The weights in '{weights}' cannot be loaded: {' '.join(str(error).split())}"
             ) from None
-    return verify_and_write(model, run.path, dataset=dataset, **options)
+    given = {"dataset": built.dataset, "optimizer": built.optimizer, "step": built.step}
+    return verify_and_write(built.model, run.path, **given, **options)
 
 
 @contextmanager

@@ -15,6 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from precscope.error_text import failure_in_a_line
+from precscope.probes.own_loops import OwnLoopWatch
+from precscope.program_summary import summary
 from precscope.run_names import next_run_directory
 
 if TYPE_CHECKING:
@@ -58,9 +61,11 @@ class TrainingWatch:
         self._undo: list[Callable[[], None]] = []
         self._open: list[_Watched] = []  # the one that was used last comes last
         self._begun: weakref.WeakKeyDictionary[Any, int] = weakref.WeakKeyDictionary()
-        self._runs: list[tuple[Any, str]] = []  # run directory and model's name
+        self._runs: list[tuple[Path, str]] = []  # run directory and model's name
         self._told: set[str] = set()
         self._sees_keras = False
+        self._calls = 0  # of the methods that are watched, whether they are recorded or not
+        self._loops: OwnLoopWatch | None = None
 
     def install(self, keras: Any) -> None:
         """Watch the models of this Keras from now on."""
@@ -70,6 +75,8 @@ class TrainingWatch:
             self._tell(f"Keras runs on {backend!r} here, so nothing is recorded: set KERAS_BACKEND=tensorflow.")
             return
         self._undo += [self._replace(keras.Model, method) for method in _METHODS]
+        self._loops = OwnLoopWatch(keras, self._is_known)
+        self._undo.append(self._loops.close)
 
     def _replace(self, model_class: Any, method: Method) -> Callable[[], None]:
         original = getattr(model_class, method)
@@ -78,13 +85,14 @@ class TrainingWatch:
         @functools.wraps(original)
         def watched(model: Any, *args: Any, **kwargs: Any) -> Any:
             one = self._begin(model, method, args, kwargs)
-            if one is None:
-                return original(model, *args, **kwargs)
+            self._count(1)
             try:
                 result = original(model, *args, **kwargs)
             except BaseException as error:
                 self._pause(one, error)
                 raise
+            finally:
+                self._count(-1)
             self._pause(one)
             return result
 
@@ -92,7 +100,7 @@ class TrainingWatch:
         return lambda: delattr(model_class, method) if own is None else setattr(model_class, method, own)
 
     def close(self, error: BaseException | None) -> None:
-        """Put Keras' methods back, close the sessions and say where the runs are.
+        """Put Keras' methods back and close the sessions.
 
         Args:
             error: What ended the program; None where it came to its end.
@@ -106,7 +114,6 @@ class TrainingWatch:
                 if not one.running:  # a thread that still trains closes its own
                     self._close(one, error if one.method == "train_on_batch" else None)
             self._undo.clear()
-        self._summarize()
 
     # Around one call.
 
@@ -169,12 +176,26 @@ class TrainingWatch:
         one = _Watched(model, session, compilation)
         session.give_way = lambda: self._close(one)
         self._begun[model] = self._begun.get(model, 0) + 1
-        self._runs.append((session.path, model.name))
+        self._runs.append((Path(session.path), model.name))
         self._open.append(one)
         return one
 
-    def _pause(self, one: _Watched, error: BaseException | None = None) -> None:
+    def _count(self, change: int) -> None:
+        with self._lock:
+            self._calls += change
+
+    def _is_known(self) -> bool:
+        """Tell whether what trains now does so in a method that is watched, or in a session of the program's own."""
+        if self._calls or os.getpid() != self._process:
+            return True
+        sessions: Any = sys.modules.get("precscope.probes.session")
+        ours = {id(one.session) for one in self._open}
+        return sessions is not None and any(id(session) not in ours for session in sessions.open_sessions())
+
+    def _pause(self, one: _Watched | None, error: BaseException | None = None) -> None:
         """Note that a call is over; one that failed ends the run, and so does one that outlived the program."""
+        if one is None:
+            return
         with self._lock:
             one.running -= 1
             if error is not None or not self._undo:
@@ -192,8 +213,7 @@ class TrainingWatch:
     # What the user reads.
 
     def _tell_of(self, model: Any, error: Exception) -> None:
-        words = " ".join(str(error).split())
-        self._tell(f"model {getattr(model, 'name', '?')!r} trains without us: {type(error).__name__}: {words}")
+        self._tell(f"model {getattr(model, 'name', '?')!r} trains without us: {failure_in_a_line(error)}")
 
     def _tell(self, message: str) -> None:
         """Say something once, past what the program does with warnings and its own output."""
@@ -202,17 +222,22 @@ class TrainingWatch:
             with suppress(OSError, ValueError, AttributeError):  # stderr may be closed, or None
                 print(f"precscope: {message}", file=sys.stderr, flush=True)
 
-    def _summarize(self) -> None:
-        if not self._runs:
-            if self._sees_keras:
-                self._tell("no training was recorded: no Keras 3 model was trained by fit or train_on_batch.")
-            else:
-                self._tell("no training was recorded: the program did not import Keras 3.")
-            return
-        count = len(self._runs)
-        lines = [f"{count} {'run was' if count == 1 else 'runs were'} recorded. Read {'it' if count == 1 else 'them'}:"]
-        lines += [f"  precscope report {_short(path)}    # model {name!r}" for path, name in self._runs]
-        self._tell("\n".join(lines))
+    def account(self) -> list[str]:
+        """Return what to tell at the end: where the runs are, or why there are none. A fork is silent."""
+        if os.getpid() != self._process:
+            return []
+        loops = self._loops.advice() if self._loops is not None else None
+        said = [] if loops is None else [loops]
+        if self._runs:
+            return [summary(self._runs), *said]
+        if not self._sees_keras:
+            return ["no training was recorded: the program did not import Keras 3."]
+        return said or ["no training was recorded: no Keras 3 model was trained by fit or train_on_batch."]
+
+    def tell(self, messages: list[str]) -> None:
+        """Print what `account` returned."""
+        for message in messages:
+            self._tell(message)
 
 
 def _has_our_callback(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -222,10 +247,3 @@ def _has_our_callback(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     listed = getattr(given, "callbacks", given)
     listed = listed if isinstance(listed, (list, tuple)) else [listed]
     return ours is not None and any(isinstance(callback, ours) for callback in listed)
-
-
-def _short(path: Path) -> str:
-    """Return a path as seen from the working directory, where it is below that."""
-    with suppress(ValueError, OSError):
-        return str(path.relative_to(Path.cwd()))
-    return str(path)

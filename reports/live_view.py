@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 from precscope.advice.origin_account import main_origin, origin_sentence
 from precscope.advice.wording import counted
 from precscope.errors import PrecScopeError
+from precscope.formats import FORMATS
 from precscope.reports.live_findings import FindingsLog, LiveFinding
 from precscope.reports.live_gauges import Gauge, machine_gauges, training_gauges
 from precscope.reports.live_layers import LayerNow, LayerWatch
@@ -58,6 +59,7 @@ class LiveFrame:
         layers_total: How many layers are recorded.
         origin: Where finite values first turned into infinities or NaN, in words; None where none did.
         findings: What the rules found, worst first.
+        measured: When errors against float32 were measured, or that they were not yet; empty where there are none.
         notices: What the session had to say, warnings and worse, the latest first.
         sampling: How often steps were sampled, and when last.
         cost: What PrecScope cost so far.
@@ -77,6 +79,7 @@ class LiveFrame:
     layers_total: int = 0
     origin: str | None = None
     findings: tuple[LiveFinding, ...] = ()
+    measured: str = ""
     notices: tuple[tuple[Severity, str], ...] = ()
     sampling: str = ""
     cost: str = ""
@@ -197,6 +200,7 @@ class LiveSource:
             layers_total=max((watch.layers for watch in self._watches.values()), default=0),
             origin=_origin(tail.workers),
             findings=self._log.findings(),
+            measured="" if main is None else _measured(main),
             notices=_notices(tail.workers),
             sampling="" if main is None else self._sampling(main),
             cost="" if main is None else self._cost(main, took_s),
@@ -275,6 +279,13 @@ def _last_sign(worker: WorkerTail) -> float:
     looks = [series.last for series in worker.device_samples.values()]
     times = [look.time_unix_s for look in looks if look is not None]
     return max([*times, worker.samples.last.time_unix_s if worker.samples.last else 0.0])
+
+
+def _measured(worker: WorkerTail) -> str:
+    if worker.reference_steps:
+        return f"measured against float32 at step {worker.reference_steps[-1].step:,}"
+    narrow = any(FORMATS[tensor.dtype].bits == 16 for tensor in worker.tensors)
+    return "not measured against float32 yet" if narrow else ""
 
 
 def _origin(workers: Sequence[WorkerTail]) -> str | None:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from precscope.reports.text import printable, significant
+from precscope.reports.text import duration, printable, significant
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -72,6 +72,7 @@ class ReferenceView:
         step: The train step.
         moment: Why then, in words.
         steps: How many reference steps the run has.
+        cost: What all of them cost, in words; None where that is not known.
         examples: How many examples of its batch it worked on, and the batch; None where unknown.
         batch: Likewise.
         loss_scale: The loss scale that gradients carried in the policy.
@@ -86,6 +87,7 @@ class ReferenceView:
     step: int
     moment: str
     steps: int
+    cost: str | None
     examples: int | None
     batch: int | None
     loss_scale: float
@@ -111,6 +113,7 @@ def reference_view(run: Run, layers: Collection[str] | None = None) -> Reference
         step=last.step,
         moment=MOMENTS[last.moment],
         steps=len(run.reference_steps),
+        cost=_cost(run),
         examples=last.examples,
         batch=last.batch,
         loss_scale=last.loss_scale,
@@ -121,6 +124,11 @@ def reference_view(run: Run, layers: Collection[str] | None = None) -> Reference
         left_out=tuple(map(printable, last.left_out)),
         rows=tuple(_row(record, least) for record in records if layers is None or record.layer in layers),
     )
+
+
+def _cost(run: Run) -> str | None:
+    time_ns = sum(cost.time_ns for cost in run.costs if cost.kind in ("reference", "reference_compile"))
+    return duration(time_ns / 1e9) if time_ns else None
 
 
 def _losses(step: ReferenceStepRecord) -> str | None:

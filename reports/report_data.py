@@ -116,7 +116,9 @@ def _finding(finding: Finding) -> FindingData:
         numbers={name: _number(number) for name, number in finding.numbers.items()},
         action=finding.action,
         advice=None if finding.action == "none" else advise(finding),
+        alternative=finding.alternative,
         consumers=finding.consumers,
+        risks=finding.risks,
     )
 
 

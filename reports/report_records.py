@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from precscope.advice.loss_scale_verdict import Cause
     from precscope.advice.verdict import Verdict
     from precscope.layer_time import LayerTime
+    from precscope.lint_result import LintFinding
     from precscope.records import CostRecord, NoticeRecord
     from precscope.reports.layer_figures import LayerFigures
 
@@ -54,7 +55,9 @@ class FindingData:
     numbers: dict[str, dict[str, Any]]
     action: Action
     advice: str | None
+    alternative: Action | None
     consumers: tuple[str, ...]
+    risks: tuple[LintFinding, ...]
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ class FindingView:
         sentence: What happened, printable.
         numbers: Each number beside its threshold.
         also: The other layers of which the rule says the same, each with its first number; empty for none.
+        risks: What in the code of the worst layer may be the cause, with the line that does it; printable.
         advice: What to do; None where there is nothing to do.
     """
 
@@ -59,6 +60,7 @@ class FindingView:
     sentence: str
     numbers: tuple[str, ...]
     also: str
+    risks: tuple[str, ...]
     advice: str | None
 
 
@@ -201,6 +203,7 @@ def _finding_view(group: Sequence[Finding]) -> FindingView:
         sentence=printable(worst.sentence),
         numbers=tuple(f"{name} {_number(number)}" for name, number in worst.numbers.items()),
         also=printable(f"{also}{more}"),
+        risks=tuple(printable(f"{item.sentence} {item.place or ''}".strip()) for item in worst.risks),
         advice=None if worst.action == "none" else printable(advise(*group)),
     )
 

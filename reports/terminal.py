@@ -128,6 +128,8 @@ def _finding(number: int, finding: FindingView, width: int) -> Iterator[Text]:
     yield from paragraph(Text(numbers, FAINT), width, indent)
     if finding.also:
         yield from paragraph(Text(f"Likewise {finding.also}", FAINT), width, indent)
+    for risk in finding.risks:
+        yield from paragraph(Text(f"In its code: {risk}", FAINT), width, indent)
     if finding.advice is not None:
         yield from paragraph(Text(finding.advice, BOLD), width, Text.assemble(("   → ", style)), indent)
 

@@ -174,7 +174,8 @@ def _findings(frame: LiveFrame, width: int, rows: _Rows) -> Section:
         drawn = [line.copy() for line in _finding_lines(frame.origin, frame.findings, frame.notices, width)]
         return _cut_off([*findings_heading(frame, width), *drawn][1 - rows.gap :], rows.findings)
 
-    return Section("findings", width, rows.findings, (frame.origin, frame.findings, frame.notices), lines)
+    key = (frame.origin, frame.findings, frame.measured, frame.notices)
+    return Section("findings", width, rows.findings, key, lines)
 
 
 @lru_cache(maxsize=8)

@@ -119,8 +119,9 @@ def layers_heading(frame: LiveFrame, width: int, shown: int) -> Iterator[Text]:
 
 
 def findings_heading(frame: LiveFrame, width: int) -> Iterator[Text]:
-    """Yield an empty line and the title of the findings."""
-    aside = "" if any(finding.is_current for finding in frame.findings) else "none"
+    """Yield an empty line and the title of the findings, with whether they were measured against float32."""
+    none = "" if any(finding.is_current for finding in frame.findings) else "none"
+    aside = " · ".join(part for part in (none, frame.measured) if part)
     yield from heading(f"Findings in the last {WINDOW} samples", width, aside)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from precscope.advice.wording import counted
 from precscope.reports.names import fit_names
 from precscope.reports.palette import BOLD, FAINT, SEVERITIES
 from precscope.reports.reference_view import worst_first
@@ -46,9 +47,12 @@ def _lead(view: ReferenceView) -> str:
     losses = ""
     if view.losses is not None:
         losses = f" Loss {view.losses}."
+    cost = ""
+    if view.cost is not None:
+        cost = f" {counted(view.steps, 'reference step')} cost {view.cost}."
     return (
         f"step {view.step:,}, {view.moment}{examples}: the same batch in float32 and in the training's policy, at loss "
-        f"scale {significant(view.loss_scale)}.{losses} Random numbers {view.random}."
+        f"scale {significant(view.loss_scale)}.{losses} Random numbers {view.random}.{cost}"
     )
 
 

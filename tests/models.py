@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+import tensorflow as tf
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
 def data(samples: int = 64, features: int = 6) -> tuple[np.ndarray, np.ndarray]:
@@ -35,3 +39,17 @@ def mlp(policy: str = "float32", features: int = 6, **compile_arguments: Any) ->
     }
     model.compile(**(arguments | compile_arguments))
     return model
+
+
+def tape_step(model: Any, optimizer: Any, loss_of: Any) -> Callable[[Any, Any], Any]:
+    """Return a train step of a loop of one's own, not a tf.function yet: it updates once and returns the loss."""
+
+    def step(x: Any, y: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = loss_of(y, model(x, training=True))
+            scaled = optimizer.scale_loss(loss)
+        gradients = tape.gradient(scaled, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return loss
+
+    return step

@@ -20,37 +20,23 @@ tf.config.set_logical_device_configuration(tf.config.list_physical_devices("CPU"
 import keras  # noqa: E402  # the devices come first
 
 import precscope  # noqa: E402
+from tests import distributed_loop  # noqa: E402
+from tests.distributed_loop import BATCH, QUIET, make_loss, make_model, weights_as_text  # noqa: E402
 
-QUIET: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0}
-BATCH, STEPS = 16, 8
+STEPS = 8
 
 
-def make_model(policy: str, optimizer: str = "adam") -> Any:
-    """Return a model whose BatchNormalization averages its variables over the replicas, in the middle of a step."""
-    keras.config.set_dtype_policy(policy)
-    keras.utils.set_random_seed(1)
-    model = keras.Sequential(
-        [
-            keras.Input((6,)),
-            keras.layers.Dense(8, "relu", name="hidden"),
-            keras.layers.BatchNormalization(name="norm"),
-            keras.layers.Dense(3, dtype="float32", name="head"),
-        ]
-    )
-    model.compile(optimizer, keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+def compiled_model(policy: str) -> Any:
+    model = make_model(policy)
+    model.compile("adam", make_loss())
     return model
-
-
-def data() -> tuple[np.ndarray, np.ndarray]:
-    random = np.random.default_rng(3)
-    return random.standard_normal((BATCH * STEPS, 6), np.float32), random.integers(0, 3, BATCH * STEPS)
 
 
 def fit(strategy: Any, run: Path | None, policy: str = "mixed_float16", **options: Any) -> list[str]:
     """Train, and return loss and weights as exact text."""
-    x, y = data()
+    x, y = distributed_loop.data(STEPS)
     with strategy.scope():
-        model = make_model(policy)
+        model = compiled_model(policy)
     arguments: dict[str, Any] = {"batch_size": BATCH, "epochs": 2, "shuffle": False, "verbose": 0}
     if run is None:
         history = model.fit(x, y, **arguments)
@@ -58,14 +44,14 @@ def fit(strategy: Any, run: Path | None, policy: str = "mixed_float16", **option
         with precscope.profile(model, run, **(QUIET | options)):
             history = model.fit(x, y, **arguments)
     assert not any("call" in vars(layer) for layer in model.layers)
-    return [repr(history.history["loss"]), *(weight.tobytes().hex() for weight in model.get_weights())]
+    return [repr(history.history["loss"]), *weights_as_text(model)]
 
 
 def overflow_on_one(strategy: Any, run: Path) -> dict[str, Any]:
     """Train a good step, and one in which the second half of the batch, that of replica 1, leaves float16's range."""
-    x, y = data()
+    x, y = distributed_loop.data(STEPS)
     with strategy.scope():
-        model = make_model("mixed_float16")
+        model = compiled_model("mixed_float16")
     x[BATCH + BATCH // 2 :] *= np.float32(1e30)
     with precscope.profile(model, run, every=1, dense_steps=0, **QUIET):
         model.fit(x[: 2 * BATCH], y[: 2 * BATCH], batch_size=BATCH, shuffle=False, verbose=0)
@@ -86,37 +72,10 @@ def known_step(strategy: Any, run: Path) -> dict[str, Any]:
 
 
 def custom_loop(strategy: Any, run: Path | None) -> list[str]:
-    x, y = data()
     with strategy.scope():
-        model = make_model("mixed_float16")
+        model = compiled_model("mixed_float16")
         model.optimizer.build(model.trainable_variables)
-    optimizer, loss_of = model.optimizer, model.loss
-    dataset = strategy.experimental_distribute_dataset(tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH))
-
-    def replica_step(inputs: Any, labels: Any) -> Any:
-        with tf.GradientTape() as tape:
-            loss = loss_of(labels, model(inputs, training=True))
-            scaled = optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled, model.trainable_variables)
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-        return loss
-
-    @tf.function
-    def train_step(inputs: Any, labels: Any) -> Any:
-        return strategy.reduce("SUM", strategy.run(replica_step, args=(inputs, labels)), axis=None)
-
-    def loop(step: Any, session: Any) -> list[str]:
-        losses = []
-        for inputs, labels in dataset:
-            losses.append(step(inputs, labels))
-            if session is not None:
-                session.step(losses[-1])
-        return [repr([float(loss) for loss in losses]), *(weight.tobytes().hex() for weight in model.get_weights())]
-
-    if run is None:
-        return loop(train_step, None)
-    with precscope.profile(model, run, every=3, **QUIET) as session:
-        return loop(session.instrument(train_step), session)
+    return distributed_loop.train(strategy, model, model.optimizer, STEPS, run, every=3)
 
 
 def main(folder: Path) -> None:

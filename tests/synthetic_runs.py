@@ -16,6 +16,7 @@ from tests.core_fixtures import arrays_of, layer_record, run_record, sample_reco
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from precscope.lint_result import LintFinding
     from precscope.origin_records import OriginRecord
     from precscope.records import CostRecord, LayerRecord, RunStatus
 
@@ -29,6 +30,19 @@ MODEL = {
     "inner_optimizer": "Adam",
     "loss_scaling": "dynamic",
 }
+
+#: Names of layers that must only show: markup, control characters, lines, directions, widths, nothing.
+HOSTILE = [
+    "[red]bold[/red]",
+    "esc\x1b[31mape\x1b]0;title\x07",
+    "new\nline\r\ttab\x00\x9b31m",
+    "x" * 10_000,
+    "\u202ertl\u2066 \u05e9\u05dc\u05d5\u05dd\u200f",
+    "日本語の層の名前がとても長いので切られます",
+    "emoji:smile:🙂",
+    "</script><img src=x onerror=alert(1)>",
+    "",
+]
 
 
 def layer(id: str, *inputs: str, type: str = "Dense", compute: str = "float16", **changes: Any) -> LayerRecord:
@@ -93,6 +107,7 @@ class SyntheticRun:
     notices: list[NoticeRecord] = field(default_factory=list)
     costs: list[CostRecord] = field(default_factory=list)
     origins: list[OriginRecord] = field(default_factory=list)
+    lint: list[LintFinding] = field(default_factory=list)
     status: RunStatus = "finished"
     error: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
@@ -113,6 +128,7 @@ class SyntheticRun:
         for notice in self.notices:
             writer.add_notice(notice)
         writer.set_costs(self.costs)
+        writer.add_lint(self.lint)
         for origin in self.origins:
             writer.add_origin(origin)
         if self.status != "running":

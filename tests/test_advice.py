@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ import pytest
 from precscope.advice import RULES, Evidence, Thresholds, analyze, keep_float32
 from precscope.advice.actions import advise
 from precscope.advice.verdict import give_verdict
+from precscope.records import NoticeRecord
+from precscope.reference_records import ReferenceStepRecord
 from tests.synthetic_runs import TOWER, SyntheticRun, healthy, layer, values, with_bad
 
 INF, NAN = math.inf, math.nan
+NOTHING_SEEN = "No layer was seen to need float32; what 16 bits lose unseen was not measured."
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
@@ -42,7 +46,7 @@ def test_a_healthy_run_needs_nothing(tmp_path):
     steps = [healthy(seed) for seed in range(0, 50, 10)]
     run = SyntheticRun(steps=steps, scales=[(0, 2.0**15, 0), (4000, 2.0**17, 0)]).read(tmp_path / "run")
     assert analyze(run) == ()
-    assert verdict_of(run).sentence == "No layer needs float32."
+    assert verdict_of(run).sentence == NOTHING_SEEN
     assert verdict_of(run).level == "good"
 
 
@@ -52,7 +56,7 @@ def test_single_skips_while_the_scale_grows_are_healthy(tmp_path):
     finding = the(run, "skipped_steps")
     assert (finding.severity, finding.action, finding.layer) == ("info", "none", None)
     assert finding.sentence == "The optimizer skipped 3 of 6,000 steps while the loss scale sought its level: healthy."
-    assert verdict_of(run).sentence == "No layer needs float32."
+    assert verdict_of(run).sentence == NOTHING_SEEN
 
 
 def test_a_relu_net_with_mostly_zeros_stays_silent(tmp_path):
@@ -550,9 +554,9 @@ def test_every_rule_takes_a_poor_run(tmp_path, name, rule):
     [
         ("no layers", "No step was sampled, so nothing can be said yet."),
         ("no samples", "No step was sampled, so nothing can be said yet."),
-        ("one sample", "No layer needs float32."),
+        ("one sample", NOTHING_SEEN),
         ("only NaN", "Float32 is not the answer here. Check the data"),
-        ("only zeros", "No layer needs float32."),
+        ("only zeros", NOTHING_SEEN),
     ],
 )
 def test_verdicts_on_poor_runs(tmp_path, name, sentence):
@@ -561,9 +565,36 @@ def test_verdicts_on_poor_runs(tmp_path, name, sentence):
 
 def test_a_running_and_a_float32_run_say_so(tmp_path):
     run = SyntheticRun(steps=[healthy()], status="running").read(tmp_path / "running")
-    assert verdict_of(run).sentence == "No layer needs float32 so far."
+    assert verdict_of(run).sentence == NOTHING_SEEN.replace(";", " so far;")
     wide = {key: array.astype(np.float32) for key, array in healthy().items()}
     layers = tuple(layer(item.id, *item.inputs, type=item.type, compute="float32") for item in TOWER)
     run = SyntheticRun(layers, [wide], model={"loss_scaling": "none"}).read(tmp_path / "float32")
     assert verdict_of(run).sentence == "No recorded layer computes in 16 bits, and all values were finite."
     assert analyze(run) == ()
+
+
+# Whether it was measured
+
+
+def test_that_no_layer_needs_float32_is_said_only_where_it_was_measured(tmp_path):
+    run = SyntheticRun(steps=[healthy(), healthy(1)]).read(tmp_path / "run")
+    step = ReferenceStepRecord(5, "start", 8, 8, 1.0, 0.5, 0.5, "equal", False, 10**9)
+    verdict = verdict_of(replace(run, reference_steps=(step, replace(step, step=10, moment="end"))))
+    assert verdict.sentence == "No layer needs float32."
+    assert verdict.basis.endswith("Measured against float32 in 2 reference steps from step 5 to 10.")
+
+
+@pytest.mark.parametrize(
+    ("status", "replicas", "notice", "words"),
+    [
+        ("finished", 1, None, "no reference step was taken. Record again with reference=True for that."),
+        ("finished", 2, None, "a batch is run again in a training on one device only."),
+        ("running", 1, None, "no reference step was taken yet."),
+        ("finished", 1, "even a small slice does not fit.", "even a small slice does not fit."),
+    ],
+)
+def test_a_run_without_a_reference_step_says_so_and_why(tmp_path, status, replicas, notice, words):
+    run = SyntheticRun(steps=[healthy()], status=status, model={"replicas": replicas}).read(tmp_path / "run")
+    if notice is not None:
+        run = replace(run, notices=(NoticeRecord(3, "info", "reference", notice),))
+    assert verdict_of(run).basis.endswith(f"Not measured against float32: {words}")

@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 import tensorflow as tf
 
+from precscope.probes import allocator as allocator_module
 from precscope.probes.allocator import AllocatorMemory
+from precscope.probes.internals.devices import memory_limit_bytes
 
 
 class Account:
@@ -57,3 +59,15 @@ def test_a_gpu_keeps_an_account():
         held = tf.zeros([2**20], tf.float32)
     current_bytes, peak_bytes = allocator.read()
     assert peak_bytes >= current_bytes >= held.shape[0] * 4
+
+
+@pytest.mark.parametrize(("limit", "free"), [(1000, 700), (None, 600), (200, 0)])
+def test_what_is_free_is_the_limit_less_what_is_handed_out(account, monkeypatch, limit, free):
+    monkeypatch.setattr(allocator_module, "memory_limit_bytes", lambda device: limit)
+    assert AllocatorMemory("GPU:1").free() == free
+
+
+def test_nothing_is_known_of_a_cpu_but_the_limit_that_tensorflow_gives_it():
+    assert AllocatorMemory("CPU:0").free() is None
+    assert (memory_limit_bytes("CPU:0") or 0) > 0
+    assert memory_limit_bytes("GPU:99") is None

@@ -19,7 +19,7 @@ from tests.models import data, mlp
 if TYPE_CHECKING:
     from pathlib import Path
 
-QUIET: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0}
+QUIET: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0, "reference": False}
 
 
 @pytest.mark.parametrize(("jit", "steps_per_execution"), [(False, 1), (True, 1), (False, 3)])
@@ -76,7 +76,7 @@ def test_a_custom_loop_hands_out_its_arguments(tmp_path: Path):
             step({"x": tf.constant(x[rows]), "y": tf.constant(y[rows])}, factor=tf.constant(0.5))
     kept = precscope.open_run(tmp_path / "run").kept_batches
     assert [batch.step for batch in kept] == [1, 2]
-    assert kept[0].groups() == ("data", "keywords", "weights")
+    assert kept[0].groups() == ("data", "keywords", "weights", "state")
     (batch,) = kept[0].load()
     np.testing.assert_array_equal(batch["x"], x[8:16])
     assert kept[0].load("keywords")["factor"] == 0.5
@@ -116,8 +116,8 @@ def test_weights_are_kept_beside_a_batch_only_where_three_such_fit(tmp_path: Pat
         keeping.keep(3, handout, lambda: weights)
         keeping.keep(5, handout, lambda: weights)
     roomy, tight = (kept_batches(tmp_path / folder) for folder in ("roomy", "tight"))
-    assert [batch.groups() for batch in roomy] == [("data", "weights")] * 2
+    assert [batch.groups() for batch in roomy] == [("data", "weights", "state")] * 2
     np.testing.assert_array_equal(roomy[0].load("weights")["dense/kernel"], np.ones(2**16, np.float32))
-    assert [batch.groups() for batch in tight] == [("data",)] * 2
+    assert [batch.groups() for batch in tight] == [("data", "state")] * 2
     assert len(told) == 1
     assert "0.25 MiB a batch: raise keep_batches_mib to 0.75" in told[0]

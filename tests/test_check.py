@@ -23,9 +23,9 @@ from precscope.policy_file import write_policy
 from precscope.reader import open_run
 from precscope.reports.check_formats import as_github, as_junit
 from precscope.reports.terminal_check import print_check
-from tests.synthetic_runs import TOWER, SyntheticRun, healthy, layer, values, with_bad
+from tests.synthetic_runs import HOSTILE, TOWER, SyntheticRun, healthy, layer, values, with_bad
 from tests.test_reference_view import record
-from tests.test_terminal_report import HOSTILE, RUNS, in_bfloat16
+from tests.test_terminal_report import RUNS, in_bfloat16
 
 #: Nothing but what a test asks for.
 OFF = Limits(max_severity=None, any_ending=True)

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from precscope.entry_point import EntryPointError, load_entry_point, split_entry_point, where_it_failed
+from precscope.entry_point import EntryPointError, load_entry_point, split_entry_point
+from precscope.error_text import where_it_failed
 
 CODE = """
 from dataclasses import dataclass

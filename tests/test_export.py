@@ -19,6 +19,7 @@ from precscope.cli import main
 from precscope.commands.export import _FORMATS
 from precscope.device_records import DeviceInfo, DeviceSample
 from precscope.errors import PrecScopeError
+from precscope.lint_result import LintFinding
 from precscope.op_records import OpRecord, ProfiledWindow
 from precscope.origin_records import OriginRecord
 from precscope.reader import open_run
@@ -28,9 +29,9 @@ from precscope.reports.export import EXPORTERS, export_run, tensorboard_events
 from precscope.tables import TABLES, run_table
 from precscope.writer import RunWriter
 from tests.core_fixtures import arrays_of, layer_record, run_record, sample_record, tensor_record
-from tests.synthetic_runs import SyntheticRun, healthy, layer, values, with_bad
+from tests.synthetic_runs import HOSTILE, SyntheticRun, healthy, layer, values, with_bad
 from tests.test_reference_view import STEP, record
-from tests.test_terminal_report import HOSTILE, RUNS
+from tests.test_terminal_report import RUNS
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +76,7 @@ def measured(path):
     writer.add_devices([DeviceInfo("gpu:0", "gpu", "Card")])
     writer.add_device_samples([DeviceSample("gpu:0", 1.5, power_mw=70_000, throttle_reasons=("gpu_idle",))])
     writer.add_reference(STEP, [record("second", "activation")])
+    writer.add_lint([LintFinding("float16_exp", "warning", "second", "Exp in float16.", "Clip.", "net.py:3: x")])
     writer.add_origin(OriginRecord(0, 1, "layer", "forward", "second", bad_weights=("second/kernel",)))
     writer.set_results({"loss": [0.5, 0.25], "accuracy": [0.9]})
     writer.close("finished")

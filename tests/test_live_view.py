@@ -20,6 +20,7 @@ from precscope.device_records import DeviceInfo, DeviceSample
 from precscope.errors import RunDirectoryError
 from precscope.origin_records import OriginRecord
 from precscope.records import CostRecord, LossScaleRecord, NoticeRecord, ProgressRecord, StepTimeRecord
+from precscope.reference_records import ReferenceStepRecord
 from precscope.reports.live_lines import LiveLog, panel_lines
 from precscope.reports.live_view import LiveSource
 from precscope.reports.terminal_live import frame_lines, layout_of, sections_of
@@ -27,7 +28,7 @@ from precscope.run_file import ProcessRecord
 from precscope.run_tail import RunTail
 from precscope.writer import RunWriter
 from tests.core_fixtures import arrays_of, layer_record, run_record, sample_record, tensor_record
-from tests.synthetic_runs import MODEL, TOWER, SyntheticRun, healthy, layer, values, with_bad
+from tests.synthetic_runs import HOSTILE, MODEL, TOWER, SyntheticRun, healthy, layer, values, with_bad
 
 STARTED = 1_700_000_000.25
 GIB = 2**30
@@ -242,6 +243,7 @@ def test_time_memory_and_cost(frames):
     assert (gauges["gpu:0"].now, gauges["gpu:0"].aside) == ("27 GiB", "of 80 GiB")
     assert (gauges["power"].now, gauges["power"].aside) == ("310 W", "97 % busy, 61 °C")
     assert frames["healthy"].cost.startswith("3.3 s, 2.5% of the run: compiling 3.2 s")
+    assert frames["healthy"].measured == "not measured against float32 yet"
     assert frames["healthy"].sampling == "8 samples, at most 2.0% of the time, the last at step 700, 1 min 4 s ago"
 
 
@@ -335,19 +337,6 @@ def test_another_run_in_its_place_begins_anew(tmp_path):
     assert (frame.state, frame.findings, frame.layers, frame.training[0].now) == ("running", (), (), "–")
 
 
-HOSTILE = [
-    "[red]bold[/red]",
-    "esc\x1b[31mape\x1b]0;title\x07",
-    "new\nline\r\ttab\x00\x9b31m",
-    "x" * 10_000,
-    "\u202ertl\u2066 \u05e9\u05dc\u05d5\u05dd\u200f",
-    "日本語の層の名前がとても長いので切られます",
-    "emoji:smile:🙂",
-    "</script><img src=x onerror=alert(1)>",
-    "",
-]
-
-
 @pytest.mark.parametrize("color", [False, True])
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (120, 60), (30, 30), (20, 5)])
 def test_hostile_names_only_show(tmp_path, width, height, color):
@@ -430,3 +419,10 @@ def test_no_line_is_kept_wider_than_its_console(frames):
     file = io.StringIO()
     Console(file=file, width=60).print(Group(*frame_lines(frames["faulty"], 60)), no_wrap=True, crop=True)
     assert max(map(cell_len, file.getvalue().splitlines())) <= 60
+
+
+def test_a_reference_step_is_told_with_the_findings(tmp_path):
+    writer, source = growing(tmp_path / "run", 3), source_of(tmp_path / "run")
+    assert "not measured against float32 yet" in shown(source.frame(), 80, 24)
+    writer.add_reference(ReferenceStepRecord(200, "start", 8, 8, 1.0, 0.5, 0.5, "equal", False, 10**9), [])
+    assert "none · measured against float32 at step 200" in shown(source.frame(), 80, 24)

@@ -19,7 +19,7 @@ from tests.models import data, mlp
 from tests.test_loss_scale_history import simulate
 
 BENCHMARK = Path(__file__).resolve().parents[1] / "benchmarks" / "loss_scale_verdicts.py"
-RECORDED: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0, "every": 10}
+RECORDED: dict[str, Any] = {"reference": False, "profile_steps": 0, "device_interval_s": 0.0, "every": 10}
 
 
 @pytest.mark.parametrize("seed", [0, 1])

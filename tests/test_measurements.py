@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from precscope.reader import Run
 
 #: Samples of little work, so that compiling them takes little time; none out of turn, where the loss scale falls.
-SMALL: dict[str, Any] = {"layers": "head", "gradients": False, "weights": False, "dense_steps": 0}
+SMALL: dict[str, Any] = {"reference": False, "layers": "head", "gradients": False, "weights": False, "dense_steps": 0}
 
 #: None at all, where they do not matter.
 NO_SAMPLES: dict[str, Any] = {"start": 10_000}

@@ -137,3 +137,14 @@ def test_out_of_tests_the_smallest_set_that_passed_is_given_and_said_not_to_be_m
     assert not result.is_minimal
     assert len(landscape.tested) == 2
     assert landscape.search(["a"], most_tests=1).names is None
+
+
+def test_the_search_ends_when_its_time_is_over():
+    landscape = Landscape({"a", "c"})
+    result = landscape.search(["a", "b", "c"], is_over=lambda: len(landscape.tested) == 3)
+    assert len(landscape.tested) == 3
+    assert set(result.names) == {"a", "b", "c"}
+    assert not result.is_minimal
+    late = Landscape({"a"})
+    assert late.search(["a"], is_over=lambda: True).names is None
+    assert late.tested == []

@@ -21,7 +21,7 @@ from tests.zoo.training import train_model
 if TYPE_CHECKING:
     from pathlib import Path
 
-OPTIONS: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0, "every": 1}
+OPTIONS: dict[str, Any] = {"reference": False, "profile_steps": 0, "device_interval_s": 0.0, "every": 1}
 pytestmark = pytest.mark.filterwarnings("ignore::precscope.probes.keeper.PrecScopeWarning")
 
 

@@ -6,7 +6,7 @@ import pytest
 from rich.cells import cell_len
 
 from precscope.reports.names import fit_names
-from tests.test_terminal_report import HOSTILE
+from tests.synthetic_runs import HOSTILE
 
 LAYERS = [f"encoder/layers/{number}/attention/query" for number in (9, 10, 11)]
 

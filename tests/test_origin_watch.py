@@ -13,12 +13,13 @@ import tensorflow as tf
 import precscope
 from precscope.advice.origin_account import main_origin
 from precscope.origin_records import DATA_ID
+from tests.models import tape_step
 from tests.origin_models import Op, Root, model_with, rows, scaled
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-QUIET: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0}
+QUIET: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0, "reference": False}
 pytestmark = pytest.mark.filterwarnings("ignore::precscope.probes.keeper.PrecScopeWarning")
 
 
@@ -54,6 +55,23 @@ def test_a_forward_overflow_between_samples_is_noticed_and_sampled_densely(tmp_p
     assert dense.time_ns > 0
     steps = [sample.step for sample in run.samples]
     assert steps[1 : 1 + dense.count] == list(range(origin.step, origin.step + dense.count))
+
+
+def test_in_a_custom_loop_the_users_line_is_found_too(tmp_path: Path) -> None:
+    """Lines outside the train step, such as the loop's, are no layer's; those of PrecScope's own are nobody's."""
+    layer = Op(lambda x: tf.exp(x), name="exp", dtype="mixed_float16")
+    model = model_with(layer, "mixed_float16", scaled())
+    x, y = rows(3, factor={2: 300.0})
+    step = tf.function(tape_step(model, model.optimizer, keras.losses.MeanSquaredError()))
+    with precscope.profile(model, tmp_path / "run", every=1, **QUIET) as session:
+        instrumented = session.instrument(step)
+        for begin in range(0, len(x), 8):
+            instrumented(x[begin : begin + 8], y[begin : begin + 8])
+    origin = main_origin(precscope.open_run(tmp_path / "run").origins)
+    assert origin is not None
+    assert (origin.layer, origin.step) == ("exp", 2)
+    assert str(origin.place).startswith("test_origin_watch.py:")
+    assert "tf.exp(x)" in str(origin.place)
 
 
 def test_dense_sampling_is_bounded_and_can_be_switched_off(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from tests.models import data, mlp
 if TYPE_CHECKING:
     from pathlib import Path
 
-QUIET: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0}
+QUIET: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0, "reference": False}
 layers, ops = keras.layers, keras.ops
 
 

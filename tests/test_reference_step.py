@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,17 @@ import pytest
 import tensorflow as tf
 
 import precscope
+from precscope import reference_budget
 from precscope.errors_between import errors_between
 from precscope.options import Options
 from precscope.probes import reference_step
+from precscope.probes.allocator import AllocatorMemory
 from precscope.probes.batch_handout import Batch
 from precscope.probes.internals.optimizers import loss_scale
 from precscope.probes.keeper import PrecScopeWarning
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.reference_schedule import reference_records_of
-from tests.models import data, mlp
+from tests.models import data, mlp, tape_step
 from tests.test_shadow_step import assert_same, network, state_of
 
 if TYPE_CHECKING:
@@ -54,18 +57,7 @@ def _train(model: keras.Model, x: np.ndarray, y: np.ndarray, how: str, instrumen
         for batch in batches:
             model.train_on_batch(*batch)
         return
-    optimizer, loss_of = model.optimizer, model.loss
-
-    @tf.function(jit_compile=how == "compiled loop")
-    def train_step(x: Any, y: Any) -> Any:
-        with tf.GradientTape() as tape:
-            loss = loss_of(y, model(x, training=True))
-            scaled = optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled, model.trainable_variables)
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-        return loss
-
-    step = instrument(train_step)
+    step = instrument(tf.function(tape_step(model, model.optimizer, model.loss), jit_compile=how == "compiled loop"))
     for batch in batches:
         step(*batch)
 
@@ -95,14 +87,29 @@ def of(run: Run | Taken, layer: str, kind: str, moment: str | None = None) -> Re
     return next(item for item in reversed(found) if moment in (None, item.moment))
 
 
-@pytest.mark.parametrize(("how", "jit"), [("fit", False), ("fit", True), ("train_on_batch", False), ("loop", True)])
-def test_training_is_the_same_to_the_bit(tmp_path: Path, how: str, jit: bool):
+@pytest.fixture
+def cheap(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However busy the machine: the default takes reference steps as in a run whose first one takes few seconds."""
+    monkeypatch.setattr(reference_budget, "_UNNOTICED_NS", 10**15)
+
+
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize(
+    ("how", "jit", "reference"),
+    [
+        ("fit", False, "auto"),
+        ("fit", True, "auto"),
+        ("train_on_batch", False, True),
+        ("loop", True, "auto"),
+    ],
+)
+def test_training_is_the_same_to_the_bit(tmp_path: Path, how: str, jit: bool, reference: Any):
     how = "compiled loop" if how == "loop" and jit else how
     with warnings.catch_warnings():
         warnings.simplefilter("error", PrecScopeWarning)
-        referenced = trained(network(jit_compile=jit), tmp_path / "run", how, reference=True, reference_budget=0.9)
+        referenced = trained(network(jit_compile=jit), tmp_path / "run", how, reference=reference, reference_budget=0.9)
     # Under XLA taps may change how a sampled step is fused: compare with the session without reference steps.
-    plain = trained(network(jit_compile=jit), tmp_path / "plain", how) if jit else plain_state(how)
+    plain = trained(network(jit_compile=jit), tmp_path / "plain", how, reference=False) if jit else plain_state(how)
     assert_same(plain, referenced)
     run = precscope.open_run(tmp_path / "run")
     assert [step.moment for step in run.reference_steps][:1] == ["start"]
@@ -294,25 +301,28 @@ def test_a_batch_that_does_not_fit_is_sliced_and_then_skipped(tmp_path: Path, mo
 
 
 def test_a_host_with_little_memory_gets_a_slice(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(reference_step, "_available_bytes", lambda: 4_000)
+    monkeypatch.setattr(reference_step, "free_host_bytes", lambda: 4_000)
     examples = Taken(network(jit_compile=False)).reference_steps[0].examples
     assert examples is not None
     assert 1 <= examples < 8
 
 
-@pytest.mark.parametrize("how", ["eager model", "eager loop"])
-def test_where_no_reference_step_can_be_taken_the_notice_says_why(tmp_path: Path, how: str):
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize(("how", "reference"), [("eager model", True), ("eager model", "auto"), ("eager loop", True)])
+def test_where_no_reference_step_can_be_taken_the_notice_says_why(tmp_path: Path, how: str, reference: Any):
     model = network(jit_compile=False, run_eagerly=how == "eager model")
     x, y = data(16)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", PrecScopeWarning)
-        with precscope.profile(model, tmp_path / "run", every=1, reference=True, **QUIET) as session:
+        with precscope.profile(model, tmp_path / "run", every=1, reference=reference, **QUIET) as session:
             step = session.instrument(lambda x, y: model.train_on_batch(x, y)) if how == "eager loop" else None
             for _ in range(2):
                 (step or model.train_on_batch)(x, y)
-    told = " ".join(str(item.message) for item in caught)
-    assert "no reference step can be taken: the " + ("train step is" if step else "model was compiled") in told
     run = precscope.open_run(tmp_path / "run")
+    (told,) = (notice.message for notice in run.notices if notice.source == "reference")
+    assert told.startswith("no reference step can be taken: the " + ("train step is" if step else "model was compiled"))
+    # Who did not ask for it finds it in the report.
+    assert any(told in str(item.message) for item in caught) is (reference is True)
     assert run.reference_steps == ()
     assert len(run.samples) >= 1
 
@@ -328,10 +338,59 @@ def test_a_failing_reference_step_is_switched_off_and_told_once(tmp_path: Path, 
     assert len(caught) == 1
 
 
-def test_none_is_planned_unless_asked_for(tmp_path: Path):
-    assert not Options().reference
-    with precscope.profile(network(jit_compile=False), tmp_path / "run", **QUIET) as session:
+def test_none_is_planned_where_they_are_switched_off(tmp_path: Path):
+    assert Options().reference == "auto"
+    with precscope.profile(network(jit_compile=False), tmp_path / "run", reference=False, **QUIET) as session:
         assert session._parts.extras.reference is None
+        assert session._parts.extras.handout is None
+
+
+@pytest.mark.usefixtures("cheap")
+@pytest.mark.parametrize("without", ["samples", "16 bits"])
+def test_by_default_none_is_taken_where_there_is_nothing_to_measure(tmp_path: Path, without: str):
+    model = mlp("float32") if without == "16 bits" else network(jit_compile=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error" if without == "16 bits" else "ignore", PrecScopeWarning)
+        with precscope.profile(
+            model, tmp_path / "run", every=2, start=10**6 if without == "samples" else 0, **QUIET
+        ) as session:
+            model.fit(*data(32), batch_size=8, verbose=0)
+    assert session._parts.extras.reference is not None
+    assert session._parts.extras.reference._steps == {}  # nothing was even prepared
+    run = precscope.open_run(tmp_path / "run")
+    assert run.reference_steps == ()
+    assert not [notice for notice in run.notices if notice.source == "reference"]
+
+
+def test_by_default_one_that_is_too_dear_is_left_out_and_the_notice_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    for name in ("_UNNOTICED_NS", "_SHARE_SO_FAR", "_SHARE_AT_END"):
+        monkeypatch.setattr(reference_budget, name, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", PrecScopeWarning)
+        trained(network(jit_compile=False), tmp_path / "run", "fit", steps=9)
+    run = precscope.open_run(tmp_path / "run")
+    assert run.reference_steps == ()
+    (told,) = (notice.message for notice in run.notices if notice.source == "reference")
+    assert re.match(
+        r"no reference step was taken: the first was expected to take \d+ s, .* the whole session took \d+ s", told
+    )
+    assert told.endswith("reference=True takes it in any case.")
+
+
+@pytest.mark.parametrize(
+    ("reference", "free", "may_take"), [("auto", 800, 400), ("auto", None, None), (True, 800, None)]
+)
+def test_on_a_gpu_only_half_of_what_is_free_is_taken_unless_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: Any, free: int | None, may_take: int | None
+):
+    with precscope.profile(network(jit_compile=False), tmp_path / "run", reference=reference, **QUIET) as session:
+        schedule = session._parts.extras.reference
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: ["a GPU"])
+    monkeypatch.setattr(AllocatorMemory, "free", lambda self: free)
+    assert schedule is not None
+    assert schedule._free_bytes() == may_take
 
 
 def test_a_sequential_model_inside_another_takes_float32_as_well():

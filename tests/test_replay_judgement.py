@@ -145,6 +145,9 @@ def verification(**changes):
         "timed_passes": 11,
         "device": "2 CPU cores",
         "unix_s": 1.5,
+        "took_s": {"float32": 2.5, "search": 4.0},
+        "traces": 5,
+        "tracing_s": 3.25,
     }
     return Verification(**(values | changes))
 
@@ -158,6 +161,15 @@ def test_a_verification_is_written_and_read_again(tmp_path):
     assert read.after is None
     assert read.prices["plain"].time_ms is None
     assert [file.name for file in tmp_path.iterdir()] == ["verification.yaml"]
+
+
+def test_one_that_does_not_tell_how_long_it_took_is_read(tmp_path):
+    write_verification(tmp_path, verification())
+    file = tmp_path / "verification.yaml"
+    lines = file.read_text().splitlines()
+    later = ("took_s:", "  float32: 2.5", "  search: 4.0", "traces:", "tracing_s:")
+    file.write_text("\n".join(line for line in lines if not line.startswith(later)))
+    assert read_verification(tmp_path) == verification(took_s={}, traces=0, tracing_s=None)
 
 
 def test_without_one_there_is_none(tmp_path):

@@ -33,8 +33,8 @@ from precscope.run_summary import MemorySource
 from precscope.verification import Verification, write_verification
 from precscope.writer import RunWriter
 from tests.core_fixtures import layer_record, run_record
-from tests.synthetic_runs import SyntheticRun, healthy, layer, values, with_bad
-from tests.test_terminal_report import HOSTILE, RUNS
+from tests.synthetic_runs import HOSTILE, SyntheticRun, healthy, layer, values, with_bad
+from tests.test_terminal_report import RUNS
 
 
 @pytest.fixture(scope="module")

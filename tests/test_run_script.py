@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -21,10 +22,10 @@ PRECSCOPE = ["-c", "from precscope.cli import run; run()", "run"]
 NOT_RECORDED = "precscope: no training was recorded: the program did not import Keras 3.\n"
 
 
-def python(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def python(folder: Path, *words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, *words]
     return subprocess.run(
-        command, cwd=folder, input="typed\n", capture_output=True, text=True, timeout=300, check=False
+        command, cwd=folder, env=env, input="typed\n", capture_output=True, text=True, timeout=300, check=False
     )
 
 
@@ -109,7 +110,7 @@ def test_a_script_behaves_as_without_us(name: str, folder: Path) -> None:
     plain, ours = python(folder, *call), python(folder, *PRECSCOPE, "--dir", "ours", *call)
     assert (ours.stdout, ours.returncode) == (plain.stdout, plain.returncode)
     if name == "an error of PrecScope":  # its frames in our own files are hidden
-        assert [ours.stderr.splitlines()[i] for i in (1, 2, -1)] == [plain.stderr.splitlines()[i] for i in (0, 1, -1)]
+        assert [ours.stderr.splitlines()[i] for i in (0, 1, -2)] == [plain.stderr.splitlines()[i] for i in (0, 1, -1)]
     else:
         assert ours.stderr.replace(NOT_RECORDED, "") == plain.stderr
     assert not (folder / "ours").exists()
@@ -155,6 +156,7 @@ def test_signals_reach_the_script(folder: Path) -> None:
         (["--set", "every", "x.py"], "--set expects NAME=VALUE"),
         (["--set", "every=[", "x.py"], "the value is no YAML"),
         (["--options", "nowhere.yaml", "x.py"], "The options file 'nowhere.yaml' cannot be read"),
+        (["--policy", "float8", "x.py"], "'float8' is not one of 'float32', 'mixed_float16', 'mixed_bfloat16'"),
         (["--dir", "s3://bucket/runs", __file__], "is a URL; expected a local path"),
         ([], "Missing argument 'SCRIPT'"),
     ],
@@ -183,8 +185,79 @@ def test_names_are_numbered_above_those_that_are_there(tmp_path: Path) -> None:
     assert next_run_directory(tmp_path, "/") == tmp_path / "model-1"
 
 
+# Two others watch the import of Keras, each in one of the ways in which tracers do: by a finder that searches with
+# everybody else and changes the loader, and by one that puts a loader around.
+WATCHING_TOO = """
+import importlib.util, sys
+
+class Finder:
+    searches = False
+    def __init__(self, follow):
+        self.follow = follow
+    def find_spec(self, name, path=None, target=None):
+        if name != "keras" or self.searches:
+            return None
+        self.searches = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self.searches = False
+        self.follow(spec)
+        return spec
+
+class Around:
+    def __init__(self, loader):
+        self.loader = loader
+    def create_module(self, spec):
+        return self.loader.create_module(spec)
+    def exec_module(self, module):
+        self.loader.exec_module(module)
+        print("around")
+
+def change(spec):
+    load = spec.loader.exec_module
+    def exec_module(module):
+        load(module)
+        print("changed")
+    spec.loader.exec_module = exec_module
+
+def surround(spec):
+    spec.loader = Around(spec.loader)
+
+sys.meta_path.insert(0, Finder(change))
+sys.meta_path.insert(0, Finder(surround))
+"""
+OTHER_KERAS = """
+print("loaded")
+class backend:
+    backend = staticmethod(lambda: "jax")
+"""
+
+
+@pytest.mark.parametrize("first", ["they", "we"])
+def test_others_may_watch_the_import_of_keras_too(first: str, folder: Path) -> None:
+    (folder / "keras.py").write_text(OTHER_KERAS, encoding="utf-8")
+    (folder / "sitecustomize.py").write_text(WATCHING_TOO, encoding="utf-8")
+    they_first = "for f in [f for f in sys.meta_path if type(f).__name__ == '_KerasImport']:\n"
+    they_first += "    sys.meta_path.remove(f); sys.meta_path.insert(2, f)\n"
+    text = "import importlib.util, sys\n" + they_first * (first == "they")
+    text += "print(importlib.util.find_spec('keras').name)\nimport keras\n"
+    (folder / "train.py").write_text(text, encoding="utf-8")
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    plain, ours = (python(folder, *words, "train.py", env=environment) for words in ([], PRECSCOPE))
+    assert sorted(plain.stdout.split()) == ["around", "changed", "keras", "loaded"]
+    assert (ours.stdout, ours.returncode) == (plain.stdout, 0)
+    assert ours.stderr.count("Keras runs on 'jax' here") == 1
+
+
+def test_what_we_say_stands_below_the_traceback(folder: Path) -> None:
+    (folder / "train.py").write_text(FAILING, encoding="utf-8")
+    lines = python(folder, *PRECSCOPE, "train.py").stderr.splitlines()
+    assert lines[-2:] == ["RuntimeError: outer", NOT_RECORDED.strip()]
+
+
 TRAINING = """
-import os, sys
+import os, signal, sys
 os.environ["KERAS_BACKEND"] = "tensorflow"
 import numpy as np
 import keras
@@ -192,7 +265,7 @@ import keras
 class Cut(keras.callbacks.Callback):
     def on_train_batch_end(self, batch, logs=None):
         if self.params["epochs"] == 2 and batch == 30:
-            os._exit(9)
+            os.kill(os.getpid(), signal.SIGINT) if sys.argv[1:] == ["interrupted"] else os._exit(9)
 
 keras.utils.set_random_seed(1)
 x = np.random.default_rng(0).normal(size=(512, 6)).astype("float32")
@@ -205,9 +278,9 @@ first, second = build("first"), build("second")
 first.fit(x, y, batch_size=32, verbose=0)
 for _ in range(12):
     first.train_on_batch(x[:32], y[:32])
-if sys.argv[1:] == ["cut"]:
+if sys.argv[1:]:
     second.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[Cut()])
-print("fit" in vars(keras.Model))
+print("fit" in vars(keras.Model), keras.config.dtype_policy().name)
 """
 
 
@@ -217,14 +290,20 @@ def test_trainings_are_recorded_and_a_script_that_is_cut_off_leaves_runs(folder:
     ours = ["--set", "every=3", "--set", "profile_steps=0", "train.py"]
     done = python(folder, *PRECSCOPE, *ours)
     assert done.returncode == 0, done.stderr
-    assert "1 run was recorded. Read it:\n  precscope report runs/first-1    # model 'first'\n" in done.stderr
+    assert "1 run was recorded. Read it:\n  precscope report runs/first-1\n    model 'first', 28 steps: " in done.stderr
     run = open_run(folder / "runs" / "first-1")
     assert run.record.status == "finished"
     assert {sample.step for sample in run.samples} >= {3, 6, 15, 18, 27}  # 16 steps by fit, 12 by train_on_batch
-    assert done.stdout == "True\n"
+    assert done.stdout == "True float32\n"
 
-    cut = python(folder, *PRECSCOPE, *ours, "cut")
+    cut = python(folder, *PRECSCOPE, "--policy", "mixed_bfloat16", *ours, "cut")
     assert (cut.returncode, cut.stdout) == (9, "")
     run = open_run(folder / "runs" / "second-1")
+    assert {layer.policy for layer in run.layers if layer.type == "Dense"} == {"mixed_bfloat16"}
     assert run.status == "killed"
     assert [sample.step for sample in run.samples][:3] == [1, 3, 6]
+
+    interrupted = python(folder, *PRECSCOPE, *ours, "interrupted")
+    assert interrupted.returncode == -signal.SIGINT
+    assert "\nKeyboardInterrupt\nprecscope: 2 runs were recorded. Read them:\n" in interrupted.stderr
+    assert open_run(folder / "runs" / "second-2").status == "interrupted"

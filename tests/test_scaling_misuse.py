@@ -18,7 +18,7 @@ from tests.models import data, mlp
 if TYPE_CHECKING:
     from pathlib import Path
 
-OPTIONS: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0, "every": 1}
+OPTIONS: dict[str, Any] = {"reference": False, "profile_steps": 0, "device_interval_s": 0.0, "every": 1}
 LOSS = keras.losses.SparseCategoricalCrossentropy()
 
 

@@ -13,13 +13,17 @@ import tensorflow as tf
 import precscope
 from precscope.probes import sampling_loop, session
 from precscope.probes.keeper import PrecScopeWarning
-from tests.models import data, mlp
+from tests.models import data, mlp, tape_step
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-QUIET: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0}  # time and memory have tests of their own
+QUIET: dict[str, Any] = {
+    "profile_steps": 0,
+    "device_interval_s": 0.0,
+    "reference": False,
+}  # time and memory have tests of their own
 
 
 def traces_of(model: keras.Model) -> dict[str, Any]:
@@ -222,19 +226,10 @@ def test_two_fits_and_a_new_compile_in_one_session(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["tf.function", "tf.function, XLA", "plain"])
 def test_custom_loops(tmp_path: Path, untouched: Watched, kind: str) -> None:
-    model, optimizer = mlp("mixed_float16"), None
+    model = mlp("mixed_float16")
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam(0.01))
-    loss_of = keras.losses.SparseCategoricalCrossentropy()
     untouched.append(model)
-
-    def train_step(x: tf.Tensor, y: tf.Tensor) -> tf.Tensor:
-        with tf.GradientTape() as tape:
-            loss = loss_of(y, model(x, training=True))
-            scaled = optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled, model.trainable_variables)
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-        return loss
-
+    train_step = tape_step(model, optimizer, keras.losses.SparseCategoricalCrossentropy())
     step = {"plain": train_step}.get(kind) or tf.function(train_step, jit_compile="XLA" in kind)
     x, y = data(64)
     with precscope.profile(model, tmp_path / "run", optimizer=optimizer, every=2, **QUIET) as profiled:
@@ -309,11 +304,16 @@ def test_a_function_traced_before_is_told_and_stays_clean(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "part",
-    ["recorder.Recorder.record", "recorder.Recorder.read", "train_function.probed_step", "keeper.Keeper.keep_sample"],
+    ("part", "lost"),
+    [
+        ("recorder.Recorder.record", "batch at hand may"),
+        ("recorder.Recorder.read", "this step recorded is lost"),
+        ("probed_step.probed_step", "batch at hand may"),
+        ("keeper.Keeper.keep_sample", "this step recorded is lost"),
+    ],
 )
 def test_a_failing_probe_is_switched_off_and_the_training_goes_on(
-    tmp_path: Path, untouched: Watched, monkeypatch: pytest.MonkeyPatch, part: str
+    tmp_path: Path, untouched: Watched, monkeypatch: pytest.MonkeyPatch, part: str, lost: str
 ) -> None:
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("the probe is broken on purpose")
@@ -327,6 +327,7 @@ def test_a_failing_probe_is_switched_off_and_the_training_goes_on(
     assert run.status == "finished"
     assert run.samples == ()
     assert "switched off" in run.notices[0].message
+    assert lost in run.notices[0].message
     assert int(model.optimizer.iterations.numpy()) + (run.loss_scales[-1].steps_skipped or 0) == 12
 
 
@@ -405,7 +406,7 @@ def test_the_budget_spaces_the_samples() -> None:
     sampled: list[Any] = []
     clock, recorder = Clock(), cast("Any", Recorder())
     loop = sampling_loop.SamplingLoop(
-        Sampler(Options(overhead_budget=0.02)), lambda: None, sampled.append, lambda error: None, clock
+        Sampler(Options(overhead_budget=0.02)), lambda: None, sampled.append, lambda error, was_done: None, clock
     )
 
     def step(milliseconds: int) -> None:

@@ -10,8 +10,9 @@ import pytest
 import tensorflow as tf
 
 from precscope.probes.layer_policies import whole_model
+from precscope.probes.observed_layers import observed_layers
 from precscope.probes.reading import TensorKey
-from precscope.probes.shadow_step import ShadowStep, observed_layers
+from precscope.probes.shadow_step import ShadowStep
 from tests.models import data, mlp
 
 layers = keras.layers

@@ -15,6 +15,7 @@ from precscope.probes.statistic import (
     merge_rows,
     pad_to_bucket,
     partial_statistics,
+    partial_statistics_of_many,
 )
 from precscope.statistics import HISTOGRAM_LIMIT, TensorStatistics, describe, merge
 
@@ -136,6 +137,23 @@ def test_tensors_of_several_sizes_and_formats_finish_together() -> None:
     def rows() -> tf.Tensor:
         names = [name for name, _ in arrays]
         return finish([partial_statistics(tf.constant(x), FORMATS[n]) for x, n in zip(tensors, names, strict=True)])
+
+    for row, x in zip(rows().numpy(), tensors, strict=True):
+        assert_agrees(row[None], describe(x))
+
+
+@pytest.mark.parametrize("name", ["float32", "float16"])
+def test_packed_tensors_are_described_as_each_alone(name: str) -> None:
+    # At the borders of a row, of what a histogram looks at, and of the groups that are reduced together.
+    sizes = [1, 129, 1_024, 1_025, 2_048, 2_049, 2**14 + 1, 2**16, 2**16 + 1, 2**17, 2**17 + 1, 500_000]
+    tensors = [wild(name, size) for size in sizes]
+
+    @tf.function(jit_compile=True, autograph=False)
+    def rows() -> tf.Tensor:
+        found = partial_statistics_of_many([tf.constant(x) for x in tensors], FORMATS[name])
+        order = [index for indices, _ in found for index in indices]
+        assert sorted(order) == list(range(len(sizes)))
+        return tf.gather(finish([partials for _, partials in found]), np.argsort(order))
 
     for row, x in zip(rows().numpy(), tensors, strict=True):
         assert_agrees(row[None], describe(x))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from precscope.reader import Run
 
-QUIET: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0}
+QUIET: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0, "reference": False}
 layers = keras.layers
 
 

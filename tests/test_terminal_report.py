@@ -19,7 +19,7 @@ from rich.console import Console
 
 from precscope.records import CostRecord, NoticeRecord
 from precscope.reports.terminal import print_report
-from tests.synthetic_runs import TOWER, SyntheticRun, healthy, layer, values, with_bad
+from tests.synthetic_runs import HOSTILE, TOWER, SyntheticRun, healthy, layer, values, with_bad
 
 SNAPSHOTS = "snapshots"
 
@@ -257,19 +257,6 @@ def test_sampled_pictures_are_labelled(tmp_path):
     assert "sampled, all other" not in shown(SyntheticRun(steps=[healthy()]).read(tmp_path / "small"))
     large = healthy() | {"activation first": values(size=2**19)}
     assert "sampled" in shown(SyntheticRun(steps=[large]).read(tmp_path / "large")).rpartition("legend")[2]
-
-
-HOSTILE = [
-    "[red]bold[/red]",
-    "esc\x1b[31mape\x1b]0;title\x07",
-    "new\nline\r\ttab\x00\x9b31m",
-    "x" * 10_000,
-    "\u202ertl\u2066 \u05e9\u05dc\u05d5\u05dd\u200f",
-    "日本語の層の名前がとても長いので切られます",
-    "emoji:smile:🙂",
-    "</script><img src=x onerror=alert(1)>",
-    "",
-]
 
 
 @pytest.mark.parametrize("color", [False, True])

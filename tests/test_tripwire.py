@@ -14,13 +14,21 @@ from precscope.advice.origin_account import main_origin
 from precscope.kept_batches import kept_batches
 from precscope.probes import tripwire
 from precscope.probes.keeper import PrecScopeWarning
+from precscope.probes.weight_guard import WeightGuard
 from tests.models import data, mlp
 from tests.origin_models import Op, build_reciprocal, model_with, rows, scaled
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-RARE: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0, "every": 10**6, "start": 1, "dense_steps": 0}
+RARE: dict[str, Any] = {
+    "reference": False,
+    "profile_steps": 0,
+    "device_interval_s": 0.0,
+    "every": 10**6,
+    "start": 1,
+    "dense_steps": 0,
+}
 BAD = 17
 
 
@@ -139,7 +147,7 @@ def test_a_tripwire_that_fails_is_off_and_the_training_goes_on(tmp_path: Path, m
     def broken(self: Any, step: int, loss: Any, *, copies: bool) -> None:
         raise RuntimeError("no memory left")
 
-    monkeypatch.setattr(tripwire._Guard, "pass_by", broken)
+    monkeypatch.setattr(WeightGuard, "pass_by", broken)
     model = model_with(Op(lambda x: x * 1.0, name="plain"), "float32")
     with (
         pytest.warns(PrecScopeWarning, match="the tripwire failed and is off: RuntimeError: no memory left"),

@@ -18,7 +18,7 @@ from precscope.probes.internals.optimizers import is_dynamic
 from precscope.probes.layer_policies import model_layers
 from precscope.probes.verify import verify_model
 
-QUIET = {"profile_steps": 0, "device_interval_s": 0, "gradients": False, "weights": False}
+QUIET = {"profile_steps": 0, "device_interval_s": 0, "gradients": False, "weights": False, "reference": False}
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -172,7 +172,8 @@ def test_a_healthy_model_needs_nothing(tmp_path, policy):
     assert policy_file.optimizer.loss_scale_optimizer == (policy == "mixed_float16")
 
 
-def test_inside_the_block_and_with_a_custom_loop(tmp_path):
+def loop():
+    """Return a model, its optimizer and the step of a custom loop."""
     model = squares(optimizer="sgd")
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.01))
     loss_of = keras.losses.MeanSquaredError()
@@ -183,6 +184,11 @@ def test_inside_the_block_and_with_a_custom_loop(tmp_path):
             scaled = optimizer.scale_loss(loss_of(y, model(x, training=True)))
         optimizer.apply(tape.gradient(scaled, model.trainable_variables), model.trainable_variables)
 
+    return model, optimizer, step
+
+
+def test_a_custom_loop_inside_the_block_and_by_the_command(tmp_path, monkeypatch, capsys):
+    model, optimizer, step = loop()
     x, y = (tf.constant(array[:16]) for array in numbers())
     with precscope.profile(
         model, tmp_path / "run", optimizer=optimizer, every=1, keep_batches_mib=4, **QUIET
@@ -196,6 +202,39 @@ def test_inside_the_block_and_with_a_custom_loop(tmp_path):
         session.step()
     assert set(verification.pins) == {"square", "down"}
     assert precscope.open_run(tmp_path / "run").record.status == "finished"
+    (tmp_path / "loop.py").write_text("from tests.test_verify import loop, squares\n")
+    monkeypatch.chdir(tmp_path)
+    assert main(["verify", "run", "--model", "loop.py:loop", "--batches", "1"]) == 0
+    assert "Proven by replaying 1 batch: 'square' and 'down' in float32" in " ".join(capsys.readouterr().out.split())
+    assert main(["verify", "run", "--model", "loop.py:squares"]) == 2
+    assert "holds the arguments of a custom loop's step, and no such step was given" in capsys.readouterr().err
+
+
+def test_a_step_of_a_loop_does_not_replay_batches_of_fit(broken):
+    path, _, _, _ = broken
+    model, optimizer, step = loop()
+    with pytest.raises(PrecScopeError, match=r"is one of fit.*Give the compiled model alone"):
+        verify_model(model, precscope.open_run(path), optimizer=optimizer, step=step)
+
+
+def test_a_set_that_fails_is_not_replayed_to_the_end(broken, monkeypatch):
+    """Plain mixed precision is, for all its batches are shown; of any other set one failure is enough."""
+    path, _, verification, _ = broken
+    measured = []
+    until_failure = replayer.Replayer.measure_until_failure
+    monkeypatch.setattr(
+        replayer.Replayer,
+        "measure_until_failure",
+        lambda self, *args: measured.append(until_failure(self, *args)) or measured[-1],
+    )
+    again = verify_model(squares(), precscope.open_run(path))
+    assert (again.pins, again.trials) == (verification.pins, verification.trials)
+    assert len(measured) == again.trials - 1  # the empty set was measured as plain mixed precision
+    assert [len(set_of_layers.replays) for set_of_layers in measured if not set_of_layers.passed] == [1, 1]
+    assert {set_of_layers.judged for set_of_layers in measured if set_of_layers.passed} == {3}
+    assert again.before.judged == 3
+    assert again.traces == 1 + again.trials + 1  # float32, the sets, bfloat16
+    assert set(again.took_s) == {"findings and batches", "float32", "as trained", "search", "bfloat16", "pricing"}
 
 
 class Cast(keras.Model):

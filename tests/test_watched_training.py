@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import precscope
 from precscope.options import Options
@@ -36,12 +37,18 @@ def fit(one: Any, **arguments: Any) -> Any:
 
 @pytest.fixture
 def watch(tmp_path: Path) -> Iterator[TrainingWatch]:
-    before = dict(vars(keras.Model))
+    before = methods()
     watch = TrainingWatch(tmp_path, OPTIONS)
     watch.install(keras)
     yield watch
     watch.close(None)
-    assert dict(vars(keras.Model)) == before
+    assert methods() == before
+
+
+def methods() -> list[dict[str, Any]]:
+    """Return what Keras' classes hold, without what Python adds when somebody asks for it."""
+    classes = (keras.Model, keras.optimizers.Optimizer)
+    return [{name: value for name, value in vars(one).items() if name != "__annotations__"} for one in classes]
 
 
 def runs(folder: Path) -> dict[str, tuple[str, int]]:
@@ -72,12 +79,16 @@ def test_it_says_where_the_runs_are(
     fit(model("first"))
     fit(model("second"))
     watch.close(None)
+    assert capsys.readouterr() == ("", "")
+    watch.tell(watch.account())
     told = capsys.readouterr()
     assert told.out == ""
     assert told.err == (
         "precscope: 2 runs were recorded. Read them:\n"
-        f"  precscope report {tmp_path.name}/first-1    # model 'first'\n"
-        f"  precscope report {tmp_path.name}/second-1    # model 'second'\n"
+        f"  precscope report {tmp_path.name}/first-1\n"
+        "    model 'first', 8 steps: No recorded layer computes in 16 bits, and all values were finite.\n"
+        f"  precscope report {tmp_path.name}/second-1\n"
+        "    model 'second', 8 steps: No recorded layer computes in 16 bits, and all values were finite.\n"
     )
 
 
@@ -215,6 +226,59 @@ def test_another_backend_is_told_and_left_alone(tmp_path: Path, capsys: pytest.C
 
     TrainingWatch(tmp_path, OPTIONS).install(Other)
     assert "Keras runs on 'jax' here, so nothing is recorded" in capsys.readouterr().err
+
+
+# Loops of the program's own
+
+
+def update(net: Any) -> None:
+    """Make a step as a custom loop does."""
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(net(X[:8], training=True) ** 2)
+    net.optimizer.apply(tape.gradient(loss, net.trainable_variables), net.trainable_variables)
+
+
+@pytest.mark.parametrize("step", [update, tf.function(update)])
+def test_a_loop_of_the_programs_own_is_told_at_the_end(
+    step: Any, watch: TrainingWatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = model()
+    fit(net)
+    assert "apply" in vars(keras.optimizers.Optimizer)
+    step(net)
+    assert "apply" not in vars(keras.optimizers.Optimizer)  # nothing looks any more
+    step(net)
+    watch.close(None)
+    watch.tell(watch.account())
+    told = capsys.readouterr().err
+    assert told.startswith("precscope: 1 run was recorded. Read it:\n")
+    line = update.__code__.co_firstlineno + 4
+    assert (
+        f"\nprecscope: the program's own training loop, at test_watched_training.py:{line}, was not recorded." in told
+    )
+    assert "session.instrument(train_step)" in told
+
+
+def test_a_program_that_only_has_a_loop_of_its_own_is_not_told_that_nothing_trained(
+    watch: TrainingWatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    update(model())
+    watch.tell(watch.account())
+    told = capsys.readouterr().err
+    assert told.startswith("precscope: the program's own training loop, at test_watched_training.py:")
+    assert told.count("precscope:") == 1
+
+
+def test_a_loop_that_the_program_profiles_itself_is_not_told(
+    watch: TrainingWatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    net = model()
+    with precscope.profile(net, tmp_path / "own", options=OPTIONS) as session:
+        step = session.instrument(update)
+        for _ in range(3):
+            step(net)
+    watch.tell(watch.account())
+    assert "loop" not in capsys.readouterr().err
 
 
 # The callback by itself

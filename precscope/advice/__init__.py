@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from precscope.advice.evidence import Evidence
 from precscope.advice.finding import SEVERITIES, Finding, Number
 from precscope.advice.readers import pinnable
+from precscope.advice.risks import with_risks
 from precscope.advice.rules import RULES
 from precscope.advice.thresholds import Thresholds
 from precscope.origin_records import is_code_id
@@ -23,7 +24,7 @@ __all__ = ["RULES", "Evidence", "Finding", "Number", "Thresholds", "analyze", "k
 def analyze(run: Run | Evidence, thresholds: Thresholds | None = None) -> tuple[Finding, ...]:
     """Return what all rules find in `run`, worst first; causes come before their consequences."""
     evidence = run if isinstance(run, Evidence) else Evidence(run, thresholds)
-    found = [_for_layers(evidence, finding) for rule in RULES for finding in rule(evidence)]
+    found = [with_risks(evidence, _for_layers(evidence, finding)) for rule in RULES for finding in rule(evidence)]
     return tuple(sorted(found, key=lambda finding: SEVERITIES.index(finding.severity)))
 
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from precscope.lint_result import LintFinding
+
 __all__ = ["SEVERITIES", "Action", "Confidence", "Finding", "Number", "Severity"]
 
 Severity = Literal["info", "warning", "error"]
@@ -61,6 +63,7 @@ class Finding:
         sentence: What happened, for a person; names may hold any character.
         consumers: Ids of layers that read this layer's output and take part in the action.
         alternative: What would help as well; None where nothing else is known to.
+        risks: What in the layer's own code may be the cause, worst first.
     """
 
     id: str
@@ -72,3 +75,4 @@ class Finding:
     sentence: str
     consumers: tuple[str, ...] = ()
     alternative: Action | None = None
+    risks: tuple[LintFinding, ...] = ()

@@ -83,7 +83,7 @@ def verdict_sentence(verification: Verification) -> str:
     if verification.nothing_needed:
         return f"Proven by replaying {batches}: no layer needs float32."
     if verification.proven:
-        smallest = "" if verification.is_minimal else "; a smaller set may do, the tests ran out"
+        smallest = "" if verification.is_minimal else "; a smaller set may do, the search was cut short"
         return f"Proven by replaying {batches}: {listed(pins, most=8)} in float32 suffice{_s(pins)}{smallest}."
     worst = verification.before.worst
     return (

@@ -156,7 +156,8 @@ def _step_share(evidence: Evidence, layer: LayerRecord, tensor: TensorRecord) ->
 def _sum_of_squares(evidence: Evidence, tensor: TensorRecord) -> float:
     """Return the sum of the squares of one example's values, on average."""
     known = np.flatnonzero(evidence.finite[:, tensor.index])
-    sizes = [size for size in (tensor.shape or ())[1:] if size is not None]
-    if not len(known) or tensor.shape is None or len(sizes) < len(tensor.shape) - 1:
+    if not len(known) or tensor.shape is None or None in tensor.shape[1:]:
         return 0.0
-    return float(np.mean(evidence.values("rms")[known, tensor.index] ** 2)) * math.prod(sizes)
+    return float(np.mean(evidence.values("rms")[known, tensor.index] ** 2)) * math.prod(
+        size or 0 for size in tensor.shape[1:]
+    )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from precscope.advice import keep_float32
 from precscope.advice.actions import advise
+from precscope.advice.measured_account import measured_account
 from precscope.advice.wording import counted, listed
 from precscope.formats import FORMATS
 from precscope.origin_records import is_code_id
@@ -27,7 +28,7 @@ class Verdict:
     Attributes:
         level: "good" (nothing to do), "attention" (a warning), "bad" (an error) or "unknown" (nothing was seen).
         sentence: The answer.
-        basis: What it rests on.
+        basis: What it rests on, and whether errors against float32 were measured.
         keep_float32: Ids of the layers to keep in float32.
     """
 
@@ -57,7 +58,10 @@ def give_verdict(evidence: Evidence, findings: Sequence[Finding]) -> Verdict:
     if not any(FORMATS[tensor.dtype].bits == 16 for tensor in evidence.run.tensors):
         return Verdict("good", "No recorded layer computes in 16 bits, and all values were finite.", basis)
     so_far = " so far" if evidence.run.status == "running" else ""
-    return Verdict("good", f"No layer needs float32{so_far}.", basis)
+    if evidence.measured.steps or (proof is not None and proof.proven):
+        return Verdict("good", f"No layer needs float32{so_far}.", basis)
+    unseen = "what 16 bits lose unseen was not measured"
+    return Verdict("good", f"No layer was seen to need float32{so_far}; {unseen}.", basis)
 
 
 def _diagnosis(evidence: Evidence, serious: Sequence[Finding], pins: tuple[str, ...]) -> str:
@@ -88,9 +92,11 @@ def _basis(evidence: Evidence) -> str:
     if not samples:
         return f"The output of {recorded} of {counted(_layers(evidence), 'layer')} is to be recorded."
     first, last = samples[0].step, samples[-1].step
+    account = measured_account(evidence.run)
+    measured = "" if account is None else f" {account}"
     if len(samples) == 1:
-        return f"Seen in one step only, step {last:,}; {layers}."
+        return f"Seen in one step only, step {last:,}; {layers}.{measured}"
     return (
         f"Seen in {len(samples):,} sampled steps from step {first:,} to {last:,}; {layers}. "
-        "Steps in between were not looked at."
+        f"Steps in between were not looked at.{measured}"
     )

@@ -33,11 +33,23 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 @click.option(
     "--options", "file", metavar="FILE", type=click.Path(path_type=Path), help="YAML file of session options."
 )
+@click.option(
+    "--policy",
+    metavar="NAME",
+    type=click.Choice(("float32", "mixed_float16", "mixed_bfloat16")),
+    help="The dtype policy to begin with: float32, mixed_float16 or mixed_bfloat16. By default Keras' own.",
+)
 @click.option("--set", "settings", metavar="NAME=VALUE", multiple=True, help="One session option; wins over FILE.")
 @click.argument("script")
 @click.argument("arguments", metavar="[ARGUMENTS]...", nargs=-1, type=click.UNPROCESSED)
 def run(
-    as_module: bool, base: Path, file: Path | None, settings: tuple[str, ...], script: str, arguments: tuple[str, ...]
+    as_module: bool,
+    base: Path,
+    file: Path | None,
+    policy: str | None,
+    settings: tuple[str, ...],
+    script: str,
+    arguments: tuple[str, ...],
 ) -> Callable[[], None]:
     """Run SCRIPT as Python would, and profile the trainings in it.
 
@@ -48,6 +60,8 @@ def run(
 
     precscope run --dir runs/lr --set every=10 -m my_package.train --epochs 3
 
+    precscope run --policy mixed_float16 train.py
+
     See docs/run_scripts.md.
     """
     from precscope.options import resolve_options
@@ -55,7 +69,7 @@ def run(
 
     options = resolve_options(file, **_given(settings))
     program = find_program(script, arguments, as_module)
-    return functools.partial(run_program, program, _absolute(base), options)
+    return functools.partial(run_program, program, _absolute(base), options, policy)
 
 
 def _absolute(base: Path) -> Path:

@@ -24,16 +24,24 @@ _NOT_PROVEN = 1
 @click.option(
     "--most-sets", type=click.IntRange(min=1), default=60, show_default=True, help="Try at most so many sets."
 )
+@click.option("--most-minutes", type=click.FloatRange(min=0), help="Try no further set after so many minutes.")
 @click.pass_context
 def verify(
-    context: click.Context, run_dir: Path, entry: str, weights: Path | None, batches: int, most_sets: int
+    context: click.Context,
+    run_dir: Path,
+    entry: str,
+    weights: Path | None,
+    batches: int,
+    most_sets: int,
+    most_minutes: float | None,
 ) -> None:
     """Prove by replay which layers of the run in RUN_DIR have to stay in float32, and price them.
 
     Batches that the run kept (precscope.profile(..., keep_batches_mib=64)) go forward and backward, without an update,
     in float32, in plain mixed precision and with the layers in float32 that the findings name. The set grows while it
     fails and shrinks while it passes. FUNCTION takes no arguments and returns the compiled Keras model, or that and a
-    tf.data.Dataset of batches for a run that kept none; a file may be named instead of a module: train.py:build.
+    tf.data.Dataset of batches for a run that kept none, or of a custom loop the model, its optimizer and the step
+    function; a file may be named instead of a module: train.py:build.
 
     The outcome goes into the run directory, where report, policy and the page find it. Exit code 1 where nothing was
     proven. See docs/verify.md.
@@ -47,8 +55,13 @@ def verify(
     from precscope.probes.verify_session import POLICY_FILE, verify_entry
     from precscope.reports.terminal_proof import print_proof
 
+    options = {
+        "most_batches": batches,
+        "most_tests": most_sets,
+        "most_s": None if most_minutes is None else 60 * most_minutes,
+    }
     with _progress_bar() as report:
-        verification = verify_entry(entry, run.path, weights, most_batches=batches, most_tests=most_sets, report=report)
+        verification = verify_entry(entry, run.path, weights, report=report, **options)
     print_proof(verification)
     click.echo(f"\nThe policy is in {run.path / POLICY_FILE}. Apply it: precscope.apply_policy(model, FILE)")
     if not verification.proven:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import keras
+from keras.src import backend
 from keras.src.backend.common.global_state import get_global_attribute
 from keras.src.backend.common.variables import AutocastScope
 from keras.src.layers.layer import Layer
@@ -19,6 +20,7 @@ __all__ = [
     "call_under_policy",
     "created_layers",
     "kept_losses",
+    "replaced_relu",
     "set_instance_attribute",
     "with_mask_of",
 ]
@@ -86,6 +88,19 @@ def call_state(layers: Sequence[Any]) -> list[Any]:
     states = [seed.state for seed in generators.values()]
     variables = [*(variable for layer in layers for variable in layer._non_trainable_variables), *states]
     return [variable._value for variable in {id(variable): variable for variable in variables}.values()]
+
+
+@contextmanager
+def replaced_relu(replace: Callable[[str, Callable[[Any], Any]], Callable[[Any], Any]]) -> Iterator[None]:
+    """Have Keras' layers and functions compute "relu" and "relu6" by `replace(name, original)` while it lasts."""
+    originals = {name: getattr(backend.nn, name) for name in ("relu", "relu6")}
+    for name, original in originals.items():
+        setattr(backend.nn, name, replace(name, original))
+    try:
+        yield
+    finally:
+        for name, original in originals.items():
+            setattr(backend.nn, name, original)
 
 
 @contextmanager

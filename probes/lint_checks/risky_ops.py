@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from precscope.advice.finding import Severity
     from precscope.probes.forward_graph import ForwardGraph, LayerOp
 
-__all__ = ["check_operations", "upcasting_layers"]
+__all__ = ["check_layer_ops", "check_operations", "upcasting_layers"]
 
 _FLOAT16 = FORMATS["float16"]
 _MANY = _FLOAT16.largest_exact_integer // 2  # elements: sums of ones of twice as many lose the last digit
@@ -62,14 +62,7 @@ _RISKS = {
 
 def check_operations(graph: ForwardGraph) -> Iterator[LintFinding]:
     """Yield what the ops of the forward pass risk, each kind once for a layer and line."""
-    seen: set[tuple[str, str, str | None]] = set()
-    for item in graph.ops:
-        for check, risk in _risks(item.op):
-            key = (item.layer, check, item.place)
-            # Keras adds zeros of its own (the lower end of random numbers); of a user's line a zero tells something.
-            if key not in seen and (check != "constant_vanishes" or item.place is not None):
-                seen.add(key)
-                yield _finding(item, check, risk)
+    yield from check_layer_ops(graph.ops)
     for dtype in dict.fromkeys(graph.output_dtypes):
         if dtype in ("float16", "bfloat16"):
             yield LintFinding(
@@ -81,9 +74,21 @@ def check_operations(graph: ForwardGraph) -> Iterator[LintFinding]:
             )
 
 
-def upcasting_layers(graph: ForwardGraph) -> set[str]:
+def check_layer_ops(ops: Iterable[LayerOp]) -> Iterator[LintFinding]:
+    """Yield what these ops risk, each kind once for a layer and line."""
+    seen: set[tuple[str, str, str | None]] = set()
+    for item in ops:
+        for check, risk in _risks(item.op):
+            key = (item.layer, check, item.place)
+            # Keras adds zeros of its own (the lower end of random numbers); of a user's line a zero tells something.
+            if key not in seen and (check != "constant_vanishes" or item.place is not None):
+                seen.add(key)
+                yield _finding(item, check, risk)
+
+
+def upcasting_layers(ops: Iterable[LayerOp]) -> set[str]:
     """Return the layers that compute in float32 inside, whatever their policy says."""
-    return {item.layer for item in graph.ops if item.op.type not in _FREE and _input_dtype(item.op) == "float32"}
+    return {item.layer for item in ops if item.op.type not in _FREE and _input_dtype(item.op) == "float32"}
 
 
 def _finding(item: LayerOp, check: str, risk: _Risk) -> LintFinding:

@@ -9,6 +9,7 @@ import tensorflow as tf
 
 from tests.compatibility.configuration import BATCH, POLICIES, Training, configuration
 from tests.compatibility.train_steps import GROUP, cross_entropy, examples, perceptron, scaled
+from tests.models import tape_step
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,49 +35,42 @@ def loop(
     return Training(model, run, optimizer)
 
 
-def tape_step(model: Any, optimizer: Any) -> Callable[..., Any]:
-    loss_of = cross_entropy()
-
-    def step(x: Any, y: Any) -> Any:
-        with tf.GradientTape() as tape:
-            loss = loss_of(y, model(x, training=True))
-            scaled_loss = optimizer.scale_loss(loss)
-        gradients = tape.gradient(scaled_loss, model.trainable_variables)
-        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-        return loss
-
-    return step
-
-
 @configuration("loop with tf.function", GROUP, policies=POLICIES)
 def loop_function() -> Training:
     model, optimizer = perceptron(), scaled(keras.optimizers.Adam(0.01))
-    return loop(tape_step(model, optimizer), model, optimizer, tf.function)
+    return loop(tape_step(model, optimizer, cross_entropy()), model, optimizer, tf.function)
 
 
 @configuration("loop with tf.function under XLA", GROUP)
 def loop_xla() -> Training:
     model, optimizer = perceptron(), scaled(keras.optimizers.Adam(0.01))
-    return loop(tape_step(model, optimizer), model, optimizer, lambda step: tf.function(step, jit_compile=True))
+    return loop(
+        tape_step(model, optimizer, cross_entropy()), model, optimizer, lambda step: tf.function(step, jit_compile=True)
+    )
 
 
 @configuration("loop with tf.function, reduce_retracing", GROUP)
 def loop_relaxed() -> Training:
     model, optimizer = perceptron(), scaled(keras.optimizers.Adam(0.01))
-    return loop(tape_step(model, optimizer), model, optimizer, lambda step: tf.function(step, reduce_retracing=True))
+    return loop(
+        tape_step(model, optimizer, cross_entropy()),
+        model,
+        optimizer,
+        lambda step: tf.function(step, reduce_retracing=True),
+    )
 
 
 @configuration("loop that runs eagerly", GROUP)
 def loop_eager() -> Training:
     model, optimizer = perceptron(), scaled(keras.optimizers.SGD(0.1))
-    return loop(tape_step(model, optimizer), model, optimizer)
+    return loop(tape_step(model, optimizer, cross_entropy()), model, optimizer)
 
 
 @configuration("loop over a model that builds at its first call", GROUP)
 def loop_lazy() -> Training:
     model = keras.Sequential([layers.Dense(8, "tanh"), layers.Dense(3, dtype="float32")])
     optimizer = scaled(keras.optimizers.SGD(0.1))
-    return loop(tape_step(model, optimizer), model, optimizer, tf.function)
+    return loop(tape_step(model, optimizer, cross_entropy()), model, optimizer, tf.function)
 
 
 @configuration("loop with clipping by the global norm", GROUP, notices="the loss is not scaled")

@@ -72,9 +72,11 @@ class _Steps(keras.callbacks.Callback):
             self.skips.append(step)
 
 
-def train(case: Case, policy: str | None = None, float32: Iterable[str] = (), seed: int = 1) -> Outcome:
+def train(
+    case: Case, policy: str | None = None, float32: Iterable[str] = (), seed: int = 1, steps: int = STEPS
+) -> Outcome:
     """Train `case` under `policy`, with the layers `float32` kept in it."""
-    return train_model(case, build(case, policy, float32, seed))
+    return train_model(case, build(case, policy, float32, seed), steps=steps)
 
 
 def train_model(case: Case, model: Any, watching: Any = None, steps: int = STEPS) -> Outcome:
