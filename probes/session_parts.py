@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -88,7 +89,7 @@ class SessionParts:
         origins = OriginWatch(options, loop, keeper, records)
         self.loss_scale.noticed = origins.noticed
         self.extras = SessionExtras()
-        if not replicas.are_several:
+        if replicas.batch_is_here:
             watched = (model, optimizers.leading, options, loop, keeper)
             self.extras = session_extras(*watched, origins, writer.path, self.tell)
         if self.extras.tripwire is not None:
@@ -133,6 +134,17 @@ class SessionParts:
             self._keeper.close(status, reason, self.loop.costs.records())
             if self._live is not None:
                 self._live.stop()
+
+    def probes_of_loops(self) -> StepProbes:
+        """Return what is put on the step of a custom loop; under a strategy with several replicas no tripwire is."""
+        if self.probes.tripwire is None or not self.replicas.are_several:
+            return self.probes
+        self.tell(
+            "warning",
+            "tripwire: not for the step of a custom loop under a strategy. It runs all replicas at once, and only "
+            "one replica's step can be run again by itself: `fit` hands it over. Everything else is recorded.",
+        )
+        return replace(self.probes, tripwire=None)
 
     def tell(self, level: Literal["info", "warning", "error"], message: str) -> None:
         """Record a notice and, from "warning" up, tell the user: each message once."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Literal
 
+from precscope.error_text import failure_in_a_line
 from precscope.probes import taps
 from precscope.probes.code_places import place_in_call
 from precscope.probes.colliding_ids import CollidingIds
@@ -54,7 +55,7 @@ class TracedLint:
                     self._fresh.append(finding)
         except Exception as error:  # a remark is never worth a sample
             self._off = True
-            self._tell("info", f"what layers risk in float16 is not looked at: {type(error).__name__}: {error}")
+            self._tell("info", f"what layers risk in float16 is not looked at: {failure_in_a_line(error)}")
 
     def keep(self) -> None:
         """Write what was found since the last call; tell of ids that collide, each layer once."""
