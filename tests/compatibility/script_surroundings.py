@@ -37,8 +37,8 @@ def make_data(home: Path, images: int) -> None:
     rng = np.random.default_rng(0)
     (x_train, y_train), (x_test, y_test) = (_digits(rng, count) for count in (images, TEST_IMAGES))
     np.savez(datasets / "mnist.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
-    for name, images, labels in (("train", x_train, y_train), ("t10k", x_test, y_test)):
-        _write_idx(datasets / "fashion-mnist" / f"{name}-images-idx3-ubyte.gz", images)
+    for name, pictures, labels in (("train", x_train, y_train), ("t10k", x_test, y_test)):
+        _write_idx(datasets / "fashion-mnist" / f"{name}-images-idx3-ubyte.gz", pictures)
         _write_idx(datasets / "fashion-mnist" / f"{name}-labels-idx1-ubyte.gz", labels)
     (x_train, y_train), (x_test, y_test) = (_reviews(rng) for _ in range(2))
     np.savez(datasets / "imdb.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
