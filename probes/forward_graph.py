@@ -14,11 +14,12 @@ import tensorflow as tf
 from precscope.probes.code_places import place_in_call
 from precscope.probes.internals.graphs import current_graph, operation_count, operations_since
 from precscope.probes.internals.layer_calls import shadow_call
+from precscope.probes.internals.layer_tree import has_named_layers, input_structure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["ForwardGraph", "LayerOp", "trace_forward"]
+__all__ = ["ForwardGraph", "LayerOp", "input_specs", "trace_forward"]
 
 
 @dataclass(frozen=True)
@@ -79,3 +80,14 @@ def trace_forward(model: Any, layers: Mapping[str, Any], inputs: Any) -> Forward
             function = traced.get_concrete_function(inputs)
     outputs = keras.tree.flatten(function.structured_outputs)
     return ForwardGraph(tuple(owners.values()), tuple(output.dtype.name for output in outputs))
+
+
+def input_specs(model: Any, specs: Any) -> Any:
+    """Return a tree of `tf.TensorSpec` for a call of the model; None where it is not known."""
+    if has_named_layers(model) and getattr(model, "inputs", None):
+        return keras.tree.map_structure(
+            lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), input_structure(model)
+        )
+    if specs is None:
+        return None
+    return specs[0] if isinstance(specs, tuple) else specs

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from precscope.error_text import failure_in_a_line
+from precscope.probes.colliding_ids import ids_that_collide
 from precscope.probes.environment import describe_run
 from precscope.probes.health import Health
 from precscope.probes.internals.distribution import replicas_of
@@ -68,6 +70,7 @@ class SessionParts:
         run_dir: str | os.PathLike[str],
         overwrite: bool,
     ) -> None:
+        self._model = model
         self._options = options
         self.replicas = replicas = replicas_of(model.distribute_strategy)
         self.writer = writer = RunWriter.create(
@@ -91,7 +94,7 @@ class SessionParts:
             self.extras = session_extras(*watched, origins, writer.path, self.tell)
         if self.extras.tripwire is not None:
             self.loss_scale.before_look = self.extras.tripwire.look
-        lint = TracedLint(keeper, lambda message: self.tell("info", message))
+        lint = TracedLint(keeper, self.tell)
         taps = ModelTaps(model, optimizers, options, records, lint, self.tell)
         self.probes = StepProbes(taps.make, self.extras.handout, self.extras.tripwire, replicas)
         written_by = (keeper, self.loss_scale, origins, self.extras, self.tell)
@@ -120,6 +123,8 @@ class SessionParts:
             if self._keeper.samples == 0 and status == "finished":
                 seen = f"{self.loop.steps_seen} train steps were seen"
                 self.tell("warning", f"nothing was recorded: {seen}, and none of them was sampled.")
+            if self._keeper.samples == 0 and status == "failed":
+                self._look_without_a_sample()
             if self.extras.reference is not None and status == "finished":
                 self.extras.reference.at_end()
         except Exception as failure:  # a device that is gone, say: the training's own exception must go on
@@ -144,6 +149,12 @@ class SessionParts:
     def tell(self, level: Literal["info", "warning", "error"], message: str) -> None:
         """Record a notice and, from "warning" up, tell the user: each message once."""
         self._keeper.tell(level, "probes", message, self.loop.steps_seen or None)
+
+    def _look_without_a_sample(self) -> None:
+        """Tell of what may have ended the training in its first step, before there were values to look at."""
+        with suppress(Exception):  # the model may not be able to be called: that is told already
+            for message in ids_that_collide(self._model):
+                self.tell("warning", message)
 
     # What the loop and the keeper call; the parts that answer are made after them.
 
