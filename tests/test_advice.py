@@ -457,7 +457,12 @@ def test_minus_infinity_that_nobody_passes_on_is_only_mentioned(tmp_path):
 
 @pytest.mark.parametrize(
     ("peaks", "severity"),
-    [([3e4] * 8, "info"), ([1e4, 1.2e4, 1.5e4, 1.8e4, 2.1e4, 2.5e4, 3e4, 3.3e4], "error"), ([3e4, 8e3] * 4, "warning")],
+    [
+        ([3e4] * 8, "info"),
+        ([FLOAT16_MAX] * 8, "info"),
+        ([1e4, 1.2e4, 1.5e4, 1.8e4, 2.1e4, 2.5e4, 3e4, 3.3e4], "error"),
+        ([3e4, 8e3] * 4, "warning"),
+    ],
 )
 def test_headroom_of_a_value_that_stays_or_moves(tmp_path, peaks, severity):
     steps = [healthy(i) | {"activation second": with_bad(values(seed=i), peak)} for i, peak in enumerate(peaks)]
@@ -469,6 +474,20 @@ def test_weights_show_that_a_fixed_scale_was_too_high(tmp_path):
     run = SyntheticRun(steps=[healthy(), bad], model={"loss_scaling": "static"}, scales=[(0, 2.0**15, 0)])
     finding = the(run.read(tmp_path / "run"), "gradient_overflow")
     assert (finding.layer, finding.action) == ("first", "lower_loss_scale")
+
+
+@pytest.mark.parametrize(("kind", "is_found"), [("Embedding", True), ("Dense", False)])
+def test_an_embedding_that_a_dynamic_scale_did_not_protect(tmp_path, kind, is_found):
+    bad = healthy() | {"weight first": with_bad(values(dtype=np.float32), NAN)}
+    layers = (TOWER[0], layer("first", "input", type=kind), *TOWER[2:])
+    looks = [(0, 2.0**15, 0), (12, 2.0**3, 12)]
+    samples = [{"loss_scale": 2.0**15}, {"loss_scale": 2.0**14, "applied": False}]
+    run = SyntheticRun(layers, [healthy(), bad], samples=samples, scales=looks).read(tmp_path / "run")
+    findings = found(run, "gradient_overflow")
+    assert [(f.layer, f.action) for f in findings] == ([("first", "lower_loss_scale")] if is_found else [])
+    assert the(run, "skipped_steps").action == "restore_weights"
+    assert "Weights that are not finite are the cause" in the(run, "skipped_steps").sentence
+    assert keep_float32(analyze(run)) == ()
 
 
 def test_a_gradient_that_is_zero_because_it_was_too_small(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 
 from precscope.advice import analyze, keep_float32
 from precscope.reference_records import ReferenceRecord, ReferenceStepRecord
-from tests.synthetic_runs import TOWER, SyntheticRun, healthy, layer
+from tests.synthetic_runs import TOWER, SyntheticRun, healthy, layer, values, with_bad
 
 STEP = ReferenceStepRecord(10, "settled", 64, 64, 1024.0, 1.0, 1.0, "equal", False, 1_000_000)
 FINE: dict[str, Any] = {
@@ -160,3 +160,58 @@ def test_what_lies_between_two_layers_in_float32_goes_with_them(tmp_path):
     records = [measured("second", own_nans=2), measured("first", "gradient", own_flushed=30, own_overflowed=4)]
     findings = findings_of(tmp_path, *records, step=replace(STEP, loss_policy=math.nan), layers=layers)
     assert set(keep_float32(findings)) == {"first", "shape", "second"}
+
+
+def test_a_step_that_is_not_finite_in_float32_is_no_reference(tmp_path):
+    broken = measured("first", own_nans=1000, own_relative_error=None, own_cosine=None)
+    spoiled = replace(STEP, loss_reference=math.nan, loss_policy=math.nan)
+    assert keep_float32(findings_of(tmp_path, broken, harm(0.5))) == ("first",)
+    assert keep_float32(findings_of(tmp_path / "spoiled", broken, harm(0.5), step=spoiled)) == ()
+
+
+@pytest.mark.parametrize(
+    ("loss", "settled", "pins"),
+    [(1.0, 64.0, ("first", "second")), (1.0, 1024.0, ("first",)), (math.nan, 64.0, ("first",))],
+)
+def test_a_reader_whose_backward_pass_the_loss_scale_fell_for(tmp_path, loss, settled, pins):
+    """At a scale that was not kept; and not where the loss itself had broken, for that made it fall."""
+    broken = measured("second", "gradient", own_overflowed=4)
+    off = measured("first", own_relative_error=0.5, own_cosine=0.8)
+    step = replace(STEP, loss_policy=loss)
+    run = SyntheticRun(steps=[healthy()], scales=[(0, 1024.0, 0), (9, settled, 0)]).read(tmp_path / "run")
+    run = replace(run, reference_steps=(step,), reference=(off, broken, harm(0.5)))
+    assert keep_float32(analyze(run)) == pins
+
+
+def test_a_gradient_that_its_reader_flushed_is_not_lost_behind_it(tmp_path):
+    layers = (*TOWER[:3], layer("third", "second"), layer("head", "third", compute="float32"))
+    lost = {"own_flushed": 900, "own_cosine": 0.1}
+    behind = measured("second", "gradient", **lost)
+    breaks = measured("third", own_nans=5)
+    step = replace(STEP, loss_policy=math.nan)
+    findings = findings_of(tmp_path, behind, breaks, harm(0.5), step=step, layers=layers)
+    assert keep_float32(findings) == ("third", "second")
+    maker = measured("third", "gradient", **lost)
+    findings = findings_of(tmp_path / "maker", behind, maker, breaks, harm(0.5), step=step, layers=layers)
+    assert keep_float32(findings) == ("third",)
+
+
+def collapsed(tmp_path, *records):
+    """A gradient that overflows at every scale, at the first layer of two in float16."""
+    step = healthy() | {"gradient first": with_bad(values(), math.inf)}
+    run = SyntheticRun(steps=[step], scales=[(0, 2.0**15, 0), (30, 2.0**-15, 30), (99, 2.0**-15, 30)])
+    return replace(run.read(tmp_path / "run"), reference_steps=(STEP,), reference=records)
+
+
+def test_the_layer_whose_backward_pass_breaks_is_named_not_the_one_that_gets_it(tmp_path):
+    skipped = the(analyze(collapsed(tmp_path, measured("second", "gradient", own_overflowed=1000))), "skipped_steps")
+    assert (skipped.layer, skipped.action, skipped.consumers) == ("second", "keep_float32", ())
+    assert "The gradient of 'first' overflowed first: 'second' makes it so of a finite one." in skipped.sentence
+    skipped = the(analyze(collapsed(tmp_path / "not", measured("second", "gradient"))), "skipped_steps")
+    assert (skipped.layer, skipped.action) == ("first", "keep_float32")
+
+
+def test_zeros_at_a_scale_that_collapsed_are_a_consequence(tmp_path):
+    zeros = measured("first", "gradient", flushed=900, cosine=0.1)
+    assert "measured_underflow" in [f.id for f in findings_of(tmp_path, zeros, harm(0.5))]
+    assert "measured_underflow" not in [f.id for f in analyze(collapsed(tmp_path / "2", zeros, harm(0.5)))]

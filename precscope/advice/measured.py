@@ -50,6 +50,10 @@ class Measured:
         """Return what was measured of a layer's tensors of these kinds."""
         return [record for kind in kinds for record in self._records[layer, kind]]
 
+    def of_all(self, layers: Iterable[str], kind: TensorKind) -> list[ReferenceRecord]:
+        """Return what was measured of the tensors of a kind of several layers."""
+        return [record for layer in layers for record in self.of(layer, kind)]
+
     def own(self, layer: str, *kinds: TensorKind) -> list[ReferenceRecord]:
         """Return those whose own error was measured."""
         return [record for record in self.of(layer, *kinds) if record.own_reference_nonzero is not None]

@@ -172,6 +172,10 @@ def _is_lost(evidence: Evidence, record: ReferenceRecord) -> bool:
     arriving = [r for r in evidence.measured.of(record.layer, "gradient") if moment_of(r) == moment_of(record)]
     if any(whole_flushed(r) > limits.flushed_share for r in arriving):
         return False
+    # Where the policy's gradient is NaN, what its readers make of an exact one tells whether it arrives at all.
+    makers = evidence.measured.of_all(evidence.graph.consumers(record.layer), "gradient")
+    if any(own_flushed(r) > limits.flushed_share for r in makers if moment_of(r) == moment_of(record)):
+        return False
     if is_broken(record):
         return own_flushed(record) > limits.flushed_share
     return own_cosine(record) < limits.cosine_error

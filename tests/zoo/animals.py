@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from tests.zoo import (
     attention,
+    fifth,
     fourth,
     healthy,
     integers,
@@ -35,6 +36,7 @@ ZOO: tuple[Case, ...] = (
     *third.CASES,
     *third_healthy.CASES,
     *fourth.CASES,
+    *fifth.CASES,
 )
 
 
