@@ -33,6 +33,7 @@ CostKind = Literal[
     "step",
     "read",
     "write",
+    "idle",
     "poll",
     "dense",
     "tripwire",
@@ -243,11 +244,12 @@ class CostRecord:
 
     Attributes:
         kind: "build" (entering the session), "compile" (tracing and compiling the probed step, its first run
-            included), "step" (a probed step beyond a plain one), "read", "write", "poll", "dense" (all of that for
-            steps sampled one after the other because values had turned non-finite), "tripwire" (the host's time for
-            it, replays included), "profiler" (the profiled window beyond its plain steps, its trace parsed and
-            written), "device" (the thread that samples devices), "reference" (reference steps) or "reference_compile"
-            (tracing them, with their first run).
+            included), "step" (a probed step beyond a plain one), "read", "write", "idle" (an estimate: the device has
+            nothing to do until the step after a sample is launched), "poll", "dense" (all of that for steps sampled one
+            after the other because values had turned non-finite), "tripwire" (the host's time for it, replays
+            included), "profiler" (the profiled window beyond its plain steps, its trace parsed and written), "device"
+            (the thread that samples devices), "reference" (reference steps) or "reference_compile" (tracing them, with
+            their first run).
         count: How many times.
         time_ns: Total time; of "step", the estimate described in docs/overhead.md, of "device" CPU time of its thread.
     """

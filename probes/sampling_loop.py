@@ -211,6 +211,7 @@ class SamplingLoop:
         try:
             recorder.prepare()
             result = probed()
+            launched_ns = self._clock_ns()
             self.wait_for_device()
         except StopIteration:  # Keras' way to say that the epoch is over
             recorder.cancel()
@@ -221,7 +222,7 @@ class SamplingLoop:
             if "IteratorGetNext" in str(error) or type(error).__name__ == "OutOfRangeError":
                 raise
             return self._run_plain(error, plain, steps, count)
-        times_ns = (start_ns, self._clock_ns())
+        times_ns = (start_ns, launched_ns, self._clock_ns())
         self.steps_seen += steps if count else 0
         try:
             self._read(recorder, first_step, steps, recorder.traces > traces, times_ns, memory_bytes)
@@ -237,18 +238,18 @@ class SamplingLoop:
         first_step: int,
         steps: int,
         compiled: bool,
-        times_ns: tuple[int, int],
+        times_ns: tuple[int, int, int],
         memory_bytes: tuple[int, int] | None,
     ) -> None:
         """Read and keep what the steps that just ran gave, and note what that cost."""
-        start_ns, stepped_ns = times_ns
+        start_ns, _, stepped_ns = times_ns
         is_dense = self.dense_left > 0
         self.dense_left = max(self.dense_left - 1, 0)
         reading = recorder.read()
         read_ns = self._clock_ns()
         sampled = SampledStep(first_step + steps - 1, reading, stepped_ns - start_ns, memory_bytes)
         self._keep(sampled)
-        self._account(sampled.step, steps, (compiled, is_dense), (start_ns, stepped_ns, read_ns, self._clock_ns()))
+        self._account(sampled.step, steps, (compiled, is_dense), (*times_ns, read_ns, self._clock_ns()))
         self.after_sample(sampled)
 
     def _run_plain(self, error: Exception, plain: Callable[[], Any], steps: int, count: bool) -> Any:
@@ -270,14 +271,19 @@ class SamplingLoop:
             if steps >= _LEAST_STEPS:
                 self.keep_step_time(StepTimeRecord(first_step, steps, round(self.plain_step_ns), self.batch))
 
-    def _account(self, step: int, steps: int, how: tuple[bool, bool], times_ns: tuple[int, int, int, int]) -> None:
-        (compiled, is_dense), (start_ns, stepped_ns, read_ns, written_ns) = how, times_ns
+    def _account(self, step: int, steps: int, how: tuple[bool, bool], times_ns: tuple[int, ...]) -> None:
+        (compiled, is_dense), (start_ns, launched_ns, stepped_ns, read_ns, written_ns) = how, times_ns
         plain_ns = round((self.plain_step_ns or 0) * steps)
+        # The next step finds the device idle, until it is launched. A host that launches faster than the device works is
+        # ahead of it otherwise; where it is not (on a CPU the launch is the step), nothing is lost.
+        idle_ns = 0 if compiled else min(launched_ns - start_ns, stepped_ns - launched_ns)
         if is_dense and not compiled:
             self.costs.add("dense", max(written_ns - start_ns - plain_ns, 0))
         else:
             self.costs.add("compile" if compiled else "step", max(stepped_ns - start_ns - plain_ns, 0))
             self.costs.add("read", read_ns - stepped_ns)
             self.costs.add("write", written_ns - read_ns)
-        cost_ns = None if compiled or self.plain_step_ns is None else written_ns - start_ns - plain_ns
+            self.costs.add("idle", idle_ns)
+        known = not compiled and self.plain_step_ns is not None
+        cost_ns = written_ns - start_ns - plain_ns + idle_ns if known else None
         self._sampler.sampled(step, cost_ns, self.plain_step_ns)

@@ -31,6 +31,7 @@ _COSTS = {
     "step": "sampled steps",
     "read": "reading",
     "write": "writing",
+    "idle": "the device idle after samples",
     "poll": "watching the loss scale",
     "dense": "sampling densely after NaN or infinity",
     "tripwire": "tripwire",

@@ -383,28 +383,33 @@ def test_an_error_in_the_users_data_is_the_users(tmp_path: Path) -> None:
     assert precscope.open_run(tmp_path / "run").status == "failed"
 
 
+class Clock:
+    """A clock that is set by hand, in nanoseconds."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def __call__(self) -> int:
+        return self.now
+
+
+class NoRecorder:
+    """Stands in for a recorder that nothing writes to."""
+
+    traces = 0
+
+    def prepare(self) -> None: ...
+    def cancel(self) -> None: ...
+    def read(self) -> None: ...
+
+
 def test_the_budget_spaces_the_samples() -> None:
-    class Clock:
-        """Plain steps take 1 ms, a sampled one 3 ms more."""
-
-        def __init__(self) -> None:
-            self.now = 0
-
-        def __call__(self) -> int:
-            return self.now
-
+    """Plain steps take 1 ms, a sampled one 3 ms more."""
     from precscope.options import Options
     from precscope.sampling import Sampler
 
-    class Recorder:
-        traces = 0
-
-        def prepare(self) -> None: ...
-        def cancel(self) -> None: ...
-        def read(self) -> None: ...
-
     sampled: list[Any] = []
-    clock, recorder = Clock(), cast("Any", Recorder())
+    clock, recorder = Clock(), cast("Any", NoRecorder())
     loop = sampling_loop.SamplingLoop(
         Sampler(Options(overhead_budget=0.02)), lambda: None, sampled.append, lambda error, was_done: None, clock
     )
@@ -423,6 +428,32 @@ def test_the_budget_spaces_the_samples() -> None:
     first_ns = 4_000_000  # there is no plain step yet to compare the first sample with
     assert costs["step"].time_ns - first_ns <= 0.02 * 5_000 * 1_000_000
     assert 25 <= len(sampled) <= 34  # 5,000 ms * 2 % / 3 ms = 33
+
+
+def test_what_a_device_idles_after_a_sample_is_part_of_its_cost() -> None:
+    """The host launches a probed step in 15 ms, on which the device works for 60; on a CPU the launch is the step."""
+    from precscope.options import Options
+    from precscope.sampling import Sampler
+
+    clock, recorder = Clock(), cast("Any", NoRecorder())
+    done_at = 0
+
+    def wait() -> None:
+        clock.now = max(clock.now, done_at)
+
+    def probed() -> None:
+        nonlocal done_at
+        clock.now += 15_000_000
+        done_at = clock.now + 45_000_000
+
+    sampler = Sampler(Options(every=5))
+    loop = sampling_loop.SamplingLoop(sampler, wait, lambda sampled: None, lambda error, was_done: None, clock)
+    for _ in range(3):
+        loop.run(lambda: (recorder, probed), lambda: None)
+    idle = {cost.kind: cost for cost in loop.costs.records()}["idle"]
+    assert (idle.count, idle.time_ns) == (3, 3 * 15_000_000)
+    loop.run(lambda: (recorder, lambda: setattr(clock, "now", clock.now + 60_000_000)), lambda: None)
+    assert {cost.kind: cost for cost in loop.costs.records()}["idle"].time_ns == 3 * 15_000_000
 
 
 def test_bad_input_gets_a_clear_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
