@@ -274,8 +274,8 @@ class SamplingLoop:
     def _account(self, step: int, steps: int, how: tuple[bool, bool], times_ns: tuple[int, ...]) -> None:
         (compiled, is_dense), (start_ns, launched_ns, stepped_ns, read_ns, written_ns) = how, times_ns
         plain_ns = round((self.plain_step_ns or 0) * steps)
-        # The next step finds the device idle, until it is launched. A host that launches faster than the device works is
-        # ahead of it otherwise; where it is not (on a CPU the launch is the step), nothing is lost.
+        # The next step finds the device idle, until it is launched. Otherwise a host that launches faster than its
+        # device works is ahead of it. Where it is not (on a CPU the launch is the step), nothing is lost.
         idle_ns = 0 if compiled else min(launched_ns - start_ns, stepped_ns - launched_ns)
         if is_dense and not compiled:
             self.costs.add("dense", max(written_ns - start_ns - plain_ns, 0))
