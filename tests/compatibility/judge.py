@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import precscope
 from precscope.probes.internals.layer_tree import walk_layers
@@ -35,6 +36,9 @@ USUAL_REASONS = re.compile(
 NEVER_SAMPLED = 10**9
 #: How much further than trainings without PrecScope from each other one under it may be from them.
 NOISE_FACTOR = 4
+#: What trainings on a GPU may differ by in any case: some units in the last place of float32, which a sum in another
+#: order makes so seldom that the trainings without PrecScope may all miss it.
+GPU_ROUNDING = 2.0**-22
 #: How many more trainings without PrecScope tell how far they are from each other, where it matters.
 NOISE_TRAININGS = 3
 
@@ -118,7 +122,8 @@ def _idle_faults(
     if not (differences["weights"] or differences["losses"] or differences["integers"]):
         return []
     again = _noise(configuration, policy, plain, record)
-    worse = [key for key in ("weights", "losses") if differences[key] > NOISE_FACTOR * again[key]]
+    least = GPU_ROUNDING if tf.config.list_physical_devices("GPU") else 0.0
+    worse = [key for key in ("weights", "losses") if differences[key] > max(NOISE_FACTOR * again[key], least)]
     if differences["integers"] and not again["integers"]:
         worse.append("integers")
     return [f"idle: {key} differ by {differences[key]}, without PrecScope by {again[key]}" for key in worse]

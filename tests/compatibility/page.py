@@ -34,7 +34,8 @@ column, with `--cpu-jobs N` beside it both; `--merge FILE` adds the results of a
 - It trains: losses are finite and weights move.
 - **Not sampled, nothing changes:** under a session that never samples, losses, weights, counters and seeds are equal to
   the last bit. Where trainings without PrecScope differ from each other (a GPU may add up in any order; {again} more of
-  them tell), they may differ by {noise} times as much, and so may sampled results.
+  them tell), they may differ by {noise} times as much, and so may sampled results. On a GPU some units in the last
+  place of float32 (a share of 2^-22) are allowed in any case: one sum in another order may be missed by all of them.
 - **Sampled, results agree:** losses and weights differ by no more than the bound, counters and seeds not at all.
 - **What is not recorded says why:** each layer is recorded forward and backward, or gives a reason. Beside reasons that
   every model has (a layer that only rearranges or selects, a model whose output is its last layer's, a float32 softmax
