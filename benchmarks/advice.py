@@ -3,6 +3,8 @@
 Every case of `tests/zoo` is trained for 200 steps under `precscope.profile`, every fifth step sampled. The table shows
 what was named beside the truth, which `python -m tests.zoo.verify_labels` verifies by training.
 
+Whether the advice holds is proven and trained by `python -m benchmarks.proof`.
+
 With `--results FILE` each score is a line of JSON there as soon as it is known; cases that the file already holds are
 not trained again. `--keep DIRECTORY` keeps the runs, and `--recorded DIRECTORY` scores such runs by the rules as they
 are.
@@ -43,7 +45,6 @@ class _Task:
         name: The case.
         directory: Where its run goes, or lies.
         every: Sample every so many steps.
-        prove: Replay the advice too.
         recorded: The run lies there; train nothing.
         reference: Let the rules see the reference steps.
     """
@@ -51,7 +52,6 @@ class _Task:
     name: str
     directory: Path
     every: int
-    prove: bool
     recorded: bool
     reference: bool
 
@@ -61,7 +61,7 @@ def _score(task: _Task) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     since = time.perf_counter()
     case, path = case_named(task.name), task.directory / task.name
-    run = precscope.open_run(path) if task.recorded else profile_case(case, path, task.every, prove=task.prove)
+    run = precscope.open_run(path) if task.recorded else profile_case(case, path, task.every)
     if not task.reference:
         run = replace(run, reference_steps=(), reference=())
     score = score_case(case, run)
@@ -73,7 +73,7 @@ def _score(task: _Task) -> dict[str, Any]:
     return {"case": case.name, **found, "findings": findings, "seconds": time.perf_counter() - since}
 
 
-_PLAIN = ("named", "found", "to_find", "wrong", "top_is_right", "is_false_alarm", "proven", "proven_layers")
+_PLAIN = ("named", "found", "to_find", "wrong", "top_is_right", "is_false_alarm")
 
 
 def _read(line: dict[str, Any]) -> Score:
@@ -88,8 +88,7 @@ def _row(line: dict[str, Any]) -> str:
     top = next((finding for finding in line["findings"] if finding["severity"] != "info"), None)
     first = "" if top is None else f"{top['id']}: {top['action']}" + (f" `{top['layer']}`" if top["layer"] else "")
     verdict = "right" if score.is_right else "**wrong**"
-    proof = {None: "", True: _names(score.proven_layers) or "nothing", False: "not proven"}[score.proven]
-    cells = (score.case.name, truth, _names(score.named), first, verdict, proof, f"{line['seconds']:.0f}")
+    cells = (score.case.name, truth, _names(score.named), first, verdict, f"{line['seconds']:.0f}")
     return "| " + " | ".join(cells) + " |"
 
 
@@ -124,7 +123,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--keep", type=Path, help="a new directory for the runs; kept")
     parser.add_argument("--recorded", type=Path, help="score the runs of this directory and train nothing")
     parser.add_argument("--without-reference", action="store_true", help="hide the reference steps from the rules")
-    parser.add_argument("--prove", action="store_true", help="replay the advice too, which takes several times as long")
     parser.add_argument("--explain", action="store_true", help="print every finding below its case")
     parser.add_argument("--jobs", type=int, default=1, help="so many cases at a time, each in a process of its own")
     parser.add_argument("--results", type=Path, help="a file of JSON lines, to which each score is added")
@@ -135,11 +133,11 @@ def main() -> None:
     """Print the score, case by case and in all."""
     arguments = _arguments()
     lines = []
-    print("| case | truth | kept in float32 | first finding | | proven by replay | s |")
-    print("|---|---|---|---|---|---|---:|")
+    print("| case | truth | kept in float32 | first finding | | s |")
+    print("|---|---|---|---|---|---:|")
     with tempfile.TemporaryDirectory() as temporary:
         directory = arguments.recorded or arguments.keep or Path(temporary)
-        how = (directory, arguments.every, arguments.prove, bool(arguments.recorded), not arguments.without_reference)
+        how = (directory, arguments.every, bool(arguments.recorded), not arguments.without_reference)
         tasks = [_Task(name, *how) for name in arguments.names or [case.name for case in ZOO]]
         for line in _lines(tasks, arguments.jobs, arguments.results):
             lines.append(line)

@@ -77,7 +77,7 @@ def score(case: Case, tripwire: bool = True, steps: int = STEPS, run_dir: Path |
     from tests.zoo.case import build
     from tests.zoo.training import train_model
 
-    options: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0, "tripwire": tripwire}
+    options: dict[str, Any] = {"reference": False, "profile_steps": 0, "device_interval_s": 0.0, "tripwire": tripwire}
     begin = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -170,6 +170,8 @@ def _sums(found: Sequence[tuple[Case, dict[str, Any]]]) -> Iterator[str]:
     faulty = [(case, line) for case, line in counted if not case.is_healthy]
     healthy = [(case, line) for case, line in counted if case.is_healthy]
     for what, cases in (("faulty cases that a policy file can repair", faulty), ("healthy controls", healthy)):
+        if not cases:
+            continue
         good = [(case, line) for case, line in cases if line["error"] is None and line["proven"]]
         tracking = [(case, line) for case, line in good if _tracks(line["policy"])]
         text = f"{len(cases)} {what}: {len(good)} proven; {len(tracking)} track float32 within {_WITHIN:.0%}"

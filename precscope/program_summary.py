@@ -33,12 +33,14 @@ def summary(runs: Sequence[tuple[Path, str]]) -> str:
     end_s = time.monotonic() + _READING_S
     for path, name in shown:
         lines.append(f"  precscope report {shlex.quote(_short(path))}")
-        lines.append(f"    model {name!r}{_outcome(path) if time.monotonic() < end_s else ''}")
+        outcome, *warnings = _outcome(path) if time.monotonic() < end_s else [""]
+        lines.append(f"    model {name!r}{outcome}")
+        lines += [f"    {warning}" for warning in warnings]
     return "\n".join(lines)
 
 
-def _outcome(path: Path) -> str:
-    """Return a run's length, how it ended and the verdict, in words; nothing where it cannot be read."""
+def _outcome(path: Path) -> list[str]:
+    """Return a run's length, how it ended and the verdict in words, then its warnings; "" where it cannot be read."""
     with suppress(Exception):  # the report will say what is wrong with it
         from precscope.advice import Evidence, analyze
         from precscope.advice.verdict import give_verdict
@@ -50,8 +52,10 @@ def _outcome(path: Path) -> str:
         last = max((*(sample.step for sample in run.samples), *(look.step for look in run.loss_scales)), default=0)
         steps = f", {counted(last, 'step')}" if last else ""
         ended = "" if run.status == "finished" else f", {run.status}"
-        return f"{steps}{ended}: {give_verdict(evidence, analyze(evidence)).sentence}"
-    return ""
+        verdict = f"{steps}{ended}: {give_verdict(evidence, analyze(evidence)).sentence}"
+        warnings = [f"{notice.level}: {notice.message}" for notice in run.notices if notice.level != "info"]
+        return [verdict, *dict.fromkeys(warnings)]
+    return [""]
 
 
 def _short(path: Path) -> str:

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ReferenceBudget"]
 
-#: What the first reference step costs, in times of what compiling the probed step took, which is known before: 0.4 for
-#: an MLP, 0.8 for an LSTM, 1.5 to 2.5 for ResNet-18 were measured on two CPU cores.
+#: What the first reference step costs at most, in times of what compiling the probed step took, which is known before:
+#: 0.25 for an MLP, 0.8 for an LSTM and 1.0 for ResNet-18 were measured on two CPU cores.
 _TIMES_COMPILING = 1.5
 _UNNOTICED_NS = 10 * 10**9
 #: Beyond that, the share of the session's time until then. At the end no later moment is left to wait for, and none at

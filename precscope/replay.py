@@ -16,10 +16,22 @@ from precscope.advice.wording import counted, plain, quoted
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["Criterion", "JudgedScales", "Measured", "Replay", "VariableComparison", "judge_replay", "scales_to_judge"]
+__all__ = [
+    "TURNED",
+    "Criterion",
+    "JudgedScales",
+    "Measured",
+    "Replay",
+    "VariableComparison",
+    "judge_replay",
+    "scales_to_judge",
+]
 
 #: So often may a dynamic loss scale halve while it seeks its level: as many steps are skipped, and no more.
 PROBES = 3
+
+#: How the reason begins of a replay that failed for its cosine.
+TURNED = "the gradient's cosine to float32 is"
 
 
 def _limit(default: float, meaning: str) -> Any:
@@ -199,7 +211,7 @@ def _turned(
     if cosine is None:
         return "the gradient is zero and is not in float32" if norm_reference > 0 else None
     if cosine < criterion.gradient_cosine:
-        return f"the gradient's cosine to float32 is {cosine:.5f}, below {criterion.gradient_cosine:g}"
+        return f"{TURNED} {cosine:.5f}, below {criterion.gradient_cosine:g}"
     if worst is not None and (worst.cosine is None or worst.cosine < criterion.variable_cosine):
         what = (
             "is zero"

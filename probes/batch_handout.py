@@ -2,7 +2,7 @@
 
 The iterator is the training's, so nobody else asks it for a batch. The probed train function has the batch at hand when
 it runs: it copies it into variables, before XLA begins, for there a variable may not change its shape. A custom loop's
-step is given its batch by the loop.
+step is given its batch by the loop. Where a strategy distributes the batch, its parts are joined.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from precscope.errors import RunDirectoryError
 from precscope.kept_batches import KeptBatchWriter
+from precscope.probes.internals.distribution import is_distributed, plain_variable, shares, whole_batch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,9 +48,9 @@ class _Traced:
     ranks: list[int]
     variables: list[Any]
 
-    def read(self) -> Any:
-        """Return copies: the variables are written again by the next probed step."""
-        given = iter([tf.identity(variable.read_value()) for variable in self.variables])
+    def read(self, examples: int | None = None) -> Any:
+        """Return copies, of the first `examples` only if asked for: the next probed step writes the variables again."""
+        given = iter([tf.identity(variable.read_value()[:examples]) for variable in self.variables])
         leaves = [next(given) if leaf is _TENSOR else leaf for leaf in tf.nest.flatten(self.structure)]
         return tf.nest.pack_sequence_as(self.structure, leaves)
 
@@ -69,7 +70,8 @@ class BatchHandout:
         self.step: Callable[..., Any] | None = None
         self.failure: str | None = None
         self._traces: list[_Traced] = []
-        self._last = tf.Variable(-1, dtype=tf.int64, trainable=False, name="precscope_batch")
+        self._last = plain_variable(np.int64(-1), "precscope_batch")
+        self._first_share = plain_variable(np.int64(-1), "precscope_share")  # examples of the first replica; -1: of one
         self._given: Batch | None = None
 
     def put(self, step: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -82,13 +84,19 @@ class BatchHandout:
         if tf.executing_eagerly():
             self._given = Batch((data,), {})
             return
-        leaves = tf.nest.flatten(data)
-        tensors = [leaf for leaf in leaves if leaf is not None]
-        for leaf in tensors:
+        parts = tf.nest.flatten(shares(data)) if any(map(is_distributed, tf.nest.flatten(data))) else []
+        for leaf in [leaf for leaf in parts or tf.nest.flatten(data) if leaf is not None]:
             if not isinstance(leaf, tf.Tensor) or leaf.dtype == tf.string or leaf.shape.rank is None:
                 kind = leaf.dtype.name if isinstance(leaf, tf.Tensor) else type(leaf).__name__
                 self.failure = f"batches hold {kind}, and only dense tensors of numbers can be taken out of a step"
                 return
+            if parts and leaf.shape.rank == 0:
+                self.failure = "batches hold a number for each replica, and cannot be joined"
+                return
+        leaves = tf.nest.flatten(whole_batch(data))
+        tensors = [leaf for leaf in leaves if leaf is not None]
+        first = next((leaf for leaf in parts if leaf is not None), None)
+        self._first_share.assign(-1 if first is None else tf.shape(first, tf.int64)[0])
         structure = tf.nest.pack_sequence_as(data, [None if leaf is None else _TENSOR for leaf in leaves])
         place = self._place_for(structure, tensors)
         if place is None:
@@ -113,17 +121,26 @@ class BatchHandout:
         return len(self._traces) - 1
 
     def read(self) -> Batch | None:
-        """Return the batch of the last probed step, or None where there was none."""
+        """Return the batch of the last probed step, or None where there was none; that of all replicas."""
         if self._given is not None:
-            return self._given
+            return Batch(*whole_batch((self._given.args, self._given.kwargs)))
         last = int(self._last.numpy())
         return Batch((self._traces[last].read(),), {}) if last >= 0 else None
 
+    def read_share(self) -> Batch | None:
+        """Return what the first replica was given of that batch: all of it where there is one."""
+        if self._given is not None:
+            return Batch(*shares((self._given.args, self._given.kwargs))[0])
+        last, examples = int(self._last.numpy()), int(self._first_share.numpy())
+        if last < 0:
+            return None
+        return Batch((self._traces[last].read(None if examples < 0 else examples),), {})
+
 
 def _variable(dtype: Any, rank: int) -> Any:
-    with tf.device("CPU:0"):  # a GPU's memory is the training's
-        empty = tf.zeros([0] * rank, dtype)
-        return tf.Variable(empty, shape=tf.TensorShape([None] * rank), trainable=False, name="precscope_batch")
+    empty = np.zeros([0] * rank, dtype.as_numpy_dtype)
+    # On the host: a GPU's memory is the training's.
+    return plain_variable(empty, "precscope_batch", "CPU:0", tf.TensorShape([None] * rank))
 
 
 class BatchKeeping:

@@ -48,28 +48,28 @@ class InstrumentedStep:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one train step."""
         self._advance(self)
-        if self._tripwire is None or not self._tripwire.is_on:
-            return self._run(*args, **kwargs)
-        self._tripwire.before_step(self._loop.steps_seen, args, kwargs, self.plain)
-        result = self._run(*args, **kwargs)
-        self._tripwire.after_step(result)
+        run = self._chosen(args, kwargs)
+        tripwire = self._tripwire
+        if tripwire is None or not tripwire.is_on:
+            return run()
+        tripwire.before_step(self._loop.steps_seen, args, kwargs, self.plain)
+        result = run()
+        tripwire.after_step(result)
         return result
 
-    def _run(self, *args: Any, **kwargs: Any) -> Any:
+    def _chosen(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], Any]:
+        """Return what runs this step. A poll that is due comes first: it looks at the steps before this one."""
         loop = self._loop
+        plain = functools.partial(self.plain, *args, **kwargs)
         if self._warm and loop.steps_seen < loop.next_step:
-            return self.plain(*args, **kwargs)
+            return plain
         if not (self._warm and self._ready()):
-            loop.skip()
-            result = self.plain(*args, **kwargs)
-            self._warm = True
-            loop.open_window(loop.steps_seen + 1)
-            return result
+            return functools.partial(self._run_first, plain)
         if loop.is_profiled():
-            return self.plain(*args, **kwargs)
+            return plain
         if not loop.is_sample_due:
             loop.poll_when_due()
-            return self.plain(*args, **kwargs)
+            return plain
 
         def prepare() -> tuple[Recorder, Callable[[], Any]]:
             recorder, probed = self._prepare()
@@ -77,7 +77,16 @@ class InstrumentedStep:
                 self._probes.handout.put(self.plain, args, kwargs)
             return recorder, lambda: probed(*args, **kwargs)
 
-        return loop.run(prepare, lambda: self.plain(*args, **kwargs), count=False)
+        return lambda: loop.run(prepare, plain, count=False)
+
+    def _run_first(self, plain: Callable[[], Any]) -> Any:
+        """Run a step before which not everything is built."""
+        loop = self._loop
+        loop.skip()
+        result = plain()
+        self._warm = True
+        loop.open_window(loop.steps_seen + 1)
+        return result
 
     def _prepare(self) -> tuple[Recorder, Callable[..., Any]]:
         if self._recorder is None or self._probed is None:

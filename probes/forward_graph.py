@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -11,13 +12,14 @@ import numpy as np
 import tensorflow as tf
 
 from precscope.probes.code_places import place_in_call
-from precscope.probes.internals.graphs import current_graph
-from precscope.probes.internals.layer_calls import set_instance_attribute
+from precscope.probes.internals.graphs import current_graph, operation_count, operations_since
+from precscope.probes.internals.layer_calls import shadow_call
+from precscope.probes.internals.layer_tree import has_named_layers, input_structure
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["ForwardGraph", "LayerOp", "trace_forward"]
+__all__ = ["ForwardGraph", "LayerOp", "input_specs", "trace_forward"]
 
 
 @dataclass(frozen=True)
@@ -61,9 +63,9 @@ def trace_forward(model: Any, layers: Mapping[str, Any], inputs: Any) -> Forward
     def noting(layer_id: str, call: Callable[..., Any]) -> Callable[..., Any]:
         def noted(*args: Any, **kwargs: Any) -> Any:
             graph = current_graph()
-            begin = 0 if graph is None else len(graph.get_operations())
+            begin = operation_count(graph)
             result = call(*args, **kwargs)
-            for op in [] if graph is None else graph.get_operations()[begin:]:
+            for op in operations_since(graph, begin):
                 # A sub-layer's call ended before its owner's: what it made is taken.
                 owners.setdefault(id(op), LayerOp(layer_id, op, place_in_call(op, __file__, "noted")))
             return result
@@ -72,10 +74,20 @@ def trace_forward(model: Any, layers: Mapping[str, Any], inputs: Any) -> Forward
 
     with ExitStack() as stack:
         for layer_id, layer in layers.items():
-            tapped = noting(layer_id, layer.call)
-            stack.callback(set_instance_attribute(layer, "call", tapped))
+            stack.callback(shadow_call(layer, partial(noting, layer_id)))
         traced = tf.function(lambda tree: model(tree, training=True), autograph=False, jit_compile=False)
         with np.errstate(over="ignore"):  # a constant that overflows is a finding, not a warning of NumPy's
             function = traced.get_concrete_function(inputs)
     outputs = keras.tree.flatten(function.structured_outputs)
     return ForwardGraph(tuple(owners.values()), tuple(output.dtype.name for output in outputs))
+
+
+def input_specs(model: Any, specs: Any) -> Any:
+    """Return a tree of `tf.TensorSpec` for a call of the model; None where it is not known."""
+    if has_named_layers(model) and getattr(model, "inputs", None):
+        return keras.tree.map_structure(
+            lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), input_structure(model)
+        )
+    if specs is None:
+        return None
+    return specs[0] if isinstance(specs, tuple) else specs

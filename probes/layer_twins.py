@@ -25,7 +25,7 @@ from precscope.probes.internals.dtype_policies import (
     refresh_dtype_cache,
     set_own_policy,
 )
-from precscope.probes.internals.graphs import current_graph
+from precscope.probes.internals.graphs import current_graph, operation_count, operations_since
 from precscope.probes.internals.layer_calls import (
     call_state,
     call_under_policy,
@@ -282,12 +282,11 @@ def _inside_cell(layer: Any) -> list[Any]:
 
 
 def _op_count() -> int:
-    return len(current_graph().get_operations())
+    return operation_count(current_graph())
 
 
 def _ops_from(begin: int) -> list[Any]:
-    operations: list[Any] = current_graph().get_operations()[begin:]
-    return operations
+    return operations_since(current_graph(), begin)
 
 
 def _values(variables: Sequence[Any]) -> list[Any]:

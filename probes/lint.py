@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import keras
-import tensorflow as tf
-
 from precscope.advice.finding import SEVERITIES
 from precscope.error_text import where_it_failed
 from precscope.lint_result import LintFinding, LintResult
-from precscope.probes.forward_graph import trace_forward
-from precscope.probes.internals.layer_tree import has_named_layers, input_structure, walk_layers
+from precscope.probes.forward_graph import input_specs, trace_forward
+from precscope.probes.internals.layer_tree import walk_layers
 from precscope.probes.lint_checks.attributes import check_epsilons, check_sizes
 from precscope.probes.lint_checks.optimizer import check_loss_scaling
 from precscope.probes.lint_checks.risky_ops import check_operations, upcasting_layers
@@ -46,7 +43,7 @@ def lint_model(model: Any, dataset: Any = None) -> LintResult:
     layers: Mapping[str, Any] = dict(walk_layers(model))
     not_checked: list[str] = []
     specs = None if dataset is None else dataset.element_spec
-    inputs = _inputs(model, specs)
+    inputs = input_specs(model, specs)
     findings: list[LintFinding] = []
     upcasting: set[str] = set()
     if inputs is None:
@@ -84,14 +81,3 @@ def _tried(what: str, check: Callable[[], Iterable[LintFinding]], not_checked: l
     except Exception as error:
         not_checked.append(f"{what}: tracing failed: {where_it_failed(error)}"[:300])
         return []
-
-
-def _inputs(model: Any, specs: Any) -> Any:
-    """Return a tree of `tf.TensorSpec` for a call of the model; None where it is not known."""
-    if has_named_layers(model) and getattr(model, "inputs", None):
-        return keras.tree.map_structure(
-            lambda tensor: tf.TensorSpec(tensor.shape, tensor.dtype), input_structure(model)
-        )
-    if specs is None:
-        return None
-    return specs[0] if isinstance(specs, tuple) else specs

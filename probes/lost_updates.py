@@ -25,7 +25,10 @@ def count_lost_updates(steps: Sequence[tuple[Any, Any, Any]]) -> Any:
     """
     elements = [before.shape.num_elements() for before, _, _ in steps]
     together = [index for index, number in enumerate(elements) if number <= PACKED_LIMIT]
-    groups = [*([together] if together else []), *([index] for index in range(len(steps)) if index not in together)]
+    groups = [
+        *([together] if together else []),
+        *([index] for index, number in enumerate(elements) if number > PACKED_LIMIT),
+    ]
     counts = [_count([steps[index] for index in group], [elements[index] for index in group]) for group in groups]
     return tf.gather(tf.concat(counts, 0), np.argsort(np.concatenate(groups)))
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
-from precscope.probes.internals.layer_calls import set_instance_attribute, with_mask_of
+from precscope.probes.internals.layer_calls import shadow_call, with_mask_of
 from precscope.probes.reading import TensorKey
 from precscope.probes.taps import is_read_by_losses
 from precscope.probes.tensor_sources import is_float_tensor
@@ -38,8 +39,8 @@ def observed_layers(
     """
     with ExitStack() as stack:
         for layer_id, layer in layers.items():
-            observed = _observed_call(layer_id, layer.call, trace, observe)
-            stack.callback(set_instance_attribute(layer, "call", observed))
+            observed = partial(_observed_call, layer_id, trace=trace, observe=observe)
+            stack.callback(shadow_call(layer, observed))
         yield
 
 

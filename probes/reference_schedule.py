@@ -17,9 +17,8 @@ import tensorflow as tf
 from precscope.error_text import error_in_a_line, failure_in_a_line
 from precscope.formats import FORMATS
 from precscope.probes.allocator import AllocatorMemory
-from precscope.probes.internals import optimizers
 from precscope.probes.internals.layer_tree import walk_layers
-from precscope.probes.internals.optimizers import growth_counter
+from precscope.probes.internals.optimizers import growth_counter, multiplier
 from precscope.probes.model_records import ModelRecords
 from precscope.probes.reference_step import ReferenceStep, free_host_bytes
 from precscope.reference_budget import ReferenceBudget
@@ -133,9 +132,8 @@ class ReferenceSchedule:
                     f"no reference step can be taken: {reason}", "warning" if self._is_asked_for else "info"
                 )
                 return
-            scale = optimizers.loss_scale(self._optimizer())
-            loss_scale = 1.0 if scale is None else float(scale)
-            batch = self._handout.read()
+            loss_scale = multiplier(self._optimizer())
+            batch = self._handout.read_share()
             if batch is not None and 0 < loss_scale < math.inf:  # a scale of 0 leaves nothing to compare
                 self._measure(moment, batch, loss_scale)
         except tf.errors.ResourceExhaustedError as error:
@@ -160,6 +158,11 @@ class ReferenceSchedule:
                 "the train step is a plain Python function, and running it once more would repeat what it does beside "
                 "the training. Make it a tf.function."
             )
+        if step is not None and int(self._model.distribute_strategy.num_replicas_in_sync) > 1:
+            return (
+                "the train step of a custom loop runs all replicas of its strategy, and a reference step runs one "
+                "alone. Train with `fit` for that."
+            )
         if step is None and self._model.run_eagerly:
             return (
                 "the model was compiled with run_eagerly=True, and running its Python code once more would repeat what "
@@ -174,6 +177,9 @@ class ReferenceSchedule:
         assert self._sampled is not None
         step, records = reference_records_of(self._sampled, moment, measured, cost_ns)
         self._keeper.write(lambda writer: writer.add_reference(step, records))
+        if (replicas := int(self._model.distribute_strategy.num_replicas_in_sync)) > 1:
+            message = f"reference steps run on what the first of {replicas} replicas is given of the batch"
+            self._keeper.tell("info", "reference", f"{message}, as that replica alone.", self._loop.steps_seen)
         self._budget.spent(cost_ns, measured.trace_time_ns)
         if measured.trace_time_ns:  # and TensorFlow optimized the graphs
             self._loop.costs.add("reference_compile", measured.trace_time_ns + cost_ns)

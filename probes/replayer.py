@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
+from precscope.error_text import error_in_a_line
 from precscope.errors import PrecScopeError
 from precscope.formats import FORMATS
 from precscope.probes.allocator import AllocatorMemory
@@ -218,8 +219,7 @@ class Replayer:
         except tf.errors.ResourceExhaustedError:
             raise
         except Exception as error:  # a custom layer that takes no mix of dtypes: a set that does not work
-            words = " ".join(str(error).split())[:200]
-            why_not = f"the step failed under it: {type(error).__name__}: {words}"
+            why_not = f"the step failed under it: {error_in_a_line(error, 200)}"
             return Replay(batch.step, scale, False, why_not, None, None, None, None, None, reference.result.loss)
         return judge_replay(
             self._compare(reference.result, result),

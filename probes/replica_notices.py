@@ -31,10 +31,11 @@ def replica_notices(replicas: Replicas, options: Options) -> Iterator[tuple[Lite
             "MirroredStrategy and MultiWorkerMirroredStrategy only, so nothing is.",
         )
     names = ("tripwire", "keep_batches_mib", "reference")
-    wanted = [name for name in names if replicas.are_several and getattr(options, name) not in (False, 0, "auto")]
+    wanted = [name for name in names if not replicas.batch_is_here and getattr(options, name) not in (False, 0, "auto")]
     if wanted:
+        where = f"{replicas.workers} workers" if replicas.workers > 1 else replicas.strategy
         yield (
             "warning",
-            f"{', '.join(wanted)}: not with {replicas.total} replicas. A batch is run again, or kept, in a training on "
-            "one device only; everything else is recorded.",
+            f"{', '.join(wanted)}: not with {where}. A batch is run again, or kept, where one process has all of it: "
+            "on one device, or under MirroredStrategy. Everything else is recorded.",
         )

@@ -54,7 +54,7 @@ class ScalingWatch:
     def applied(self, gradients: Sequence[Any]) -> None:
         """Take note of the gradients that the optimizer receives."""
         self._applied = True
-        self._clipped = any(_is_clipped(gradient) for gradient in gradients)
+        self._clipped = _are_clipped(gradients)
         if not self._scaled:
             variable = scale_variable(self._optimizer)
             self._scaled_by_hand = any(_reads(gradient, variable) for gradient in gradients[-1:])
@@ -73,10 +73,14 @@ class ScalingWatch:
         return [SCALED_TWICE] * twice + [CLIPPED_SCALED] * self._clipped
 
 
-def _is_clipped(gradient: Any) -> bool:
-    """Tell whether a gradient was clipped after it was made: not what a layer clips on its way forward."""
-    tensor = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-    made_later = _ancestors(tensor, _CLIP_DISTANCE, lambda op: not _is_backward(op))
+def _are_clipped(gradients: Sequence[Any]) -> bool:
+    """Tell whether any gradient was clipped after it was made: not what a layer clips on its way forward.
+
+    They are looked at together: where each of them was multiplied by the norm of all, looking behind one after the
+    other would take the square of their number.
+    """
+    tensors = [one.values if isinstance(one, tf.IndexedSlices) else one for one in gradients]
+    made_later = _ancestors(tensors, _CLIP_DISTANCE, lambda op: not _is_backward(op))
     return any("clip_by_" in op.name and not _is_backward(op) for op in made_later)
 
 
@@ -91,25 +95,27 @@ def _reads(gradient: Any, variable: Any) -> bool:
     if variable is None or op is None:
         return False
     inner = [id(captured) for outer, captured in getattr(op.graph, "captures", ()) if outer is variable.handle]
-    return any(id(source) in inner for op in _ancestors(gradient, _MOST_OPS) for source in op.inputs)
+    return any(id(source) in inner for op in _ancestors([gradient], _MOST_OPS) for source in op.inputs)
 
 
 def _leads_to(earlier: Any, later: Any) -> bool:
     if earlier is later:
         return True
     origin = _op(earlier)
-    return origin is not None and any(op is origin for op in _ancestors(later, _MOST_OPS))
+    return origin is not None and any(op is origin for op in _ancestors([later], _MOST_OPS))
 
 
-def _ancestors(tensor: Any, distance: int, through: Callable[[Any], bool] = lambda op: True) -> Iterator[Any]:
-    """Yield the ops that a symbolic tensor was computed by, the nearest first; not what lies behind one to stop at.
+def _ancestors(
+    tensors: Sequence[Any], distance: int, through: Callable[[Any], bool] = lambda op: True
+) -> Iterator[Any]:
+    """Yield the ops that symbolic tensors were computed by, the nearest first; not what lies behind one to stop at.
 
     Args:
-        tensor: Where to begin.
+        tensors: Where to begin.
         distance: How many ops to go back at most.
         through: Tells of an op whether to go on to what it reads.
     """
-    level = [op for op in (_op(tensor),) if op is not None]
+    level = list({id(op): op for op in map(_op, tensors) if op is not None}.values())
     seen = {id(op) for op in level}
     for _ in range(distance):
         yield from level

@@ -152,7 +152,7 @@ class Session:
         parts = self._parts
         if not parts.replicas.devices:  # a strategy under which nothing is recorded
             return train_step
-        step = InstrumentedStep(train_step, parts.loop, parts.probes, self._is_built, self._advance)
+        step = InstrumentedStep(train_step, parts.loop, parts.probes_of_loops(), self._is_built, self._advance)
         self._instrumented.append(step)
         parts.samples.may_be_told_loss = True
         return step

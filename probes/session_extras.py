@@ -56,7 +56,9 @@ def session_extras(
     directory: Path,
     tell: Callable[[Literal["info", "warning", "error"], str], None],
 ) -> SessionExtras:
-    """Return what `options` ask for, ready for a session that writes into `directory`; one replica only.
+    """Return what `options` ask for, ready for a session that writes into `directory`.
+
+    Under a strategy with several replicas reference steps are taken only where they are asked for, not by default.
 
     Args:
         model: The model that is trained.
@@ -68,11 +70,13 @@ def session_extras(
         directory: The run directory.
         tell: Tells the user, with a level.
     """
-    handout = BatchHandout() if options.reference or options.keep_batches_mib else None
+    several = int(model.distribute_strategy.num_replicas_in_sync) > 1
+    wants_reference = options.reference not in ((False, "auto") if several else (False,))
+    handout = BatchHandout() if wants_reference or options.keep_batches_mib else None
     batches = reference = tripwire = None
     if options.keep_batches_mib:
         batches = BatchKeeping(directory, options.keep_batches_mib, lambda message: tell("warning", message))
-    if options.reference and handout is not None:
+    if wants_reference and handout is not None:
         reference = ReferenceSchedule(model, optimizer, options, loop, keeper, handout)
     if options.tripwire:
         steps = TrippedSteps(model, optimizer, loop, origins, directory, lambda message: tell("warning", message))

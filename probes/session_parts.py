@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from precscope.error_text import failure_in_a_line
+from precscope.probes.colliding_ids import ids_that_collide
 from precscope.probes.environment import describe_run
 from precscope.probes.health import Health
 from precscope.probes.internals.distribution import replicas_of
@@ -67,6 +70,7 @@ class SessionParts:
         run_dir: str | os.PathLike[str],
         overwrite: bool,
     ) -> None:
+        self._model = model
         self._options = options
         self.replicas = replicas = replicas_of(model.distribute_strategy)
         self.writer = writer = RunWriter.create(
@@ -85,12 +89,12 @@ class SessionParts:
         origins = OriginWatch(options, loop, keeper, records)
         self.loss_scale.noticed = origins.noticed
         self.extras = SessionExtras()
-        if not replicas.are_several:
+        if replicas.batch_is_here:
             watched = (model, optimizers.leading, options, loop, keeper)
             self.extras = session_extras(*watched, origins, writer.path, self.tell)
         if self.extras.tripwire is not None:
             self.loss_scale.before_look = self.extras.tripwire.look
-        lint = TracedLint(keeper, lambda message: self.tell("info", message))
+        lint = TracedLint(keeper, self.tell)
         taps = ModelTaps(model, optimizers, options, records, lint, self.tell)
         self.probes = StepProbes(taps.make, self.extras.handout, self.extras.tripwire, replicas)
         written_by = (keeper, self.loss_scale, origins, self.extras, self.tell)
@@ -119,6 +123,8 @@ class SessionParts:
             if self._keeper.samples == 0 and status == "finished":
                 seen = f"{self.loop.steps_seen} train steps were seen"
                 self.tell("warning", f"nothing was recorded: {seen}, and none of them was sampled.")
+            if self._keeper.samples == 0 and status == "failed":
+                self._look_without_a_sample()
             if self.extras.reference is not None and status == "finished":
                 self.extras.reference.at_end()
         except Exception as failure:  # a device that is gone, say: the training's own exception must go on
@@ -129,9 +135,26 @@ class SessionParts:
             if self._live is not None:
                 self._live.stop()
 
+    def probes_of_loops(self) -> StepProbes:
+        """Return what is put on the step of a custom loop; under a strategy with several replicas no tripwire is."""
+        if self.probes.tripwire is None or not self.replicas.are_several:
+            return self.probes
+        self.tell(
+            "warning",
+            "tripwire: not for the step of a custom loop under a strategy. It runs all replicas at once, and only "
+            "one replica's step can be run again by itself: `fit` hands it over. Everything else is recorded.",
+        )
+        return replace(self.probes, tripwire=None)
+
     def tell(self, level: Literal["info", "warning", "error"], message: str) -> None:
         """Record a notice and, from "warning" up, tell the user: each message once."""
         self._keeper.tell(level, "probes", message, self.loop.steps_seen or None)
+
+    def _look_without_a_sample(self) -> None:
+        """Tell of what may have ended the training in its first step, before there were values to look at."""
+        with suppress(Exception):  # the model may not be able to be called: that is told already
+            for message in ids_that_collide(self._model):
+                self.tell("warning", message)
 
     # What the loop and the keeper call; the parts that answer are made after them.
 

@@ -6,6 +6,8 @@ statistics, the states of seed generators, metrics, whatever the user's own code
 and put back afterwards, bit for bit. So two steps in a row start from the same state and draw the same random numbers;
 Keras' random functions draw in float32 in both.
 
+Under a strategy with several replicas it runs as the first of them, alone, on what it is given.
+
 It is not compiled by XLA unless asked for: that would cost minutes for a large model, to run a few times. XLA may keep
 in float32 what the policy rounds to 16 bits, so a shadow step shows what the policy says, which is at times worse than
 what the compiled training computes.
@@ -22,10 +24,11 @@ import keras
 import tensorflow as tf
 
 from precscope.options import Options
-from precscope.probes.internals import optimizers, random_draws
+from precscope.probes.internals import random_draws
+from precscope.probes.internals.distribution import in_first_replica
 from precscope.probes.internals.graphs import current_graph
 from precscope.probes.internals.layer_calls import kept_losses, set_instance_attribute
-from precscope.probes.internals.optimizers import inner_optimizer, optimized_variables
+from precscope.probes.internals.optimizers import inner_optimizer, multiplier, optimized_variables
 from precscope.probes.internals.random_draws import equal_random_draws
 from precscope.probes.internals.tf_functions import (
     assign_variable,
@@ -148,8 +151,7 @@ class ShadowStep:
             Exception: Whatever the step raises; nothing is changed.
         """
         if loss_scale is None:
-            scale = optimizers.loss_scale(self._optimizer)
-            loss_scale = 1.0 if scale is None else float(scale)
+            loss_scale = multiplier(self._optimizer)
         traced, inputs = self._trace(args, kwargs, extra, loss_scale)
         with _restored(traced.written):
             outputs = traced.function(*inputs)
@@ -204,6 +206,7 @@ class ShadowStep:
     def _body(self, args: Any, kwargs: Any, trace: ShadowTrace) -> dict[Hashable, Any]:
         step = self._step
         with ExitStack() as stack:
+            stack.enter_context(in_first_replica(self._model.distribute_strategy))
             stack.enter_context(kept_losses(list(model_layers(self._model).values())))
             stack.enter_context(layer_policies(self._model, self._policies))
             stack.enter_context(equal_random_draws())
@@ -221,10 +224,12 @@ class ShadowStep:
         """Let the optimizer scale by the trace's scale, and hand out its gradients in place of an update."""
         optimizer = self._optimizer
         names = ModelRecords(self._model, Options()).variable_name
+        # A replica hands over its share of the batch's loss: Keras divides its mean by their number.
+        replicas = float(self._model.distribute_strategy.num_replicas_in_sync)
 
         def scale_loss(loss: Any) -> Any:
             if trace.is_at_root:
-                trace.keep(_LOSS, tf.reduce_mean(tf.cast(loss, tf.float32)))
+                trace.keep(_LOSS, tf.reduce_mean(tf.cast(loss, tf.float32)) * replicas)
             return keras.ops.multiply(loss, trace.loss_scale)
 
         def apply(grads: Any, trainable_variables: Any = None) -> None:

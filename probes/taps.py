@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -11,8 +12,8 @@ import tensorflow as tf
 
 from precscope.origin_records import DATA_ID
 from precscope.probes import code_places
-from precscope.probes.internals.graphs import current_graph
-from precscope.probes.internals.layer_calls import set_instance_attribute, with_mask_of
+from precscope.probes.internals.graphs import current_graph, operation_count, operations_since
+from precscope.probes.internals.layer_calls import shadow_call, with_mask_of
 from precscope.probes.kept_relu import kept_relu
 from precscope.probes.reading import TensorKey
 from precscope.probes.tap_plan import CodeBetween, TapPlan
@@ -72,8 +73,7 @@ class LayerTaps:
         with ExitStack() as stack:
             stack.enter_context(kept_relu(self._recorder))
             for plan in self.plans.values():
-                call = self._tapped(plan, plan.layer.call)
-                stack.callback(set_instance_attribute(plan.layer, "call", call))
+                stack.callback(shadow_call(plan.layer, partial(self._tapped, plan)))
             try:
                 yield
             finally:
@@ -115,9 +115,9 @@ class LayerTaps:
             if not self._recorder.active:
                 return call(*args, **kwargs)
             graph, calling = current_graph(), self._calling
-            first = _ops_in(graph)
+            first = operation_count(graph)
             args, kwargs = self._note_inputs(plan, args, kwargs)
-            begin = _ops_in(graph)
+            begin = operation_count(graph)
             calling.layers.append(plan.id)
             calling.inner.append([])
             try:
@@ -127,14 +127,14 @@ class LayerTaps:
                 inner = calling.inner.pop()
             if plan.order is None:
                 self._number(plan)
-                ops = [] if graph is None else graph.get_operations()
-                plan.place = code_places.place_of_call(plan.layer, ops[begin:])
+                ops = operations_since(graph, begin)
+                plan.place = code_places.place_of_call(plan.layer, ops)
                 of_others = {place for other, places in inner if other is graph for place in places}
-                own = [ops[place] for place in range(begin, len(ops)) if place not in of_others]
+                own = [op for place, op in enumerate(ops, start=begin) if place not in of_others]
                 self._look(plan.id, plan.layer, own)
             outputs = self._tap_outputs(plan, outputs)
             if calling.inner:
-                calling.inner[-1].append((graph, range(first, _ops_in(graph))))
+                calling.inner[-1].append((graph, range(first, operation_count(graph))))
             return outputs
 
         return tapped_call
@@ -209,10 +209,6 @@ def is_read_by_losses(tensor: Any) -> bool:
     """
     op = None if current_graph() is None else getattr(tensor, "op", None)
     return op is not None and op.type in ("Softmax", "Sigmoid") and tensor.dtype == tf.float32
-
-
-def _ops_in(graph: Any) -> int:
-    return 0 if graph is None else len(graph.get_operations())
 
 
 def _tap_gradient(recorder: Recorder, key: TensorKey, plan: TapPlan, gradient: Any) -> Any:

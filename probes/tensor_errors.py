@@ -21,7 +21,10 @@ def error_sums(reference: Any, other: Any) -> Any:
         reference: Any shape and float dtype.
         other: Of the same shape, any float dtype.
     """
-    reference, other = (tf.reshape(tf.cast(tensor, tf.float32), [-1]) for tensor in (reference, other))
+    return _sums(*(tf.reshape(tf.cast(tensor, tf.float32), [-1]) for tensor in (reference, other)))
+
+
+def _sums_of_flat(reference: Any, other: Any) -> Any:
     finite = tf.math.is_finite(reference)
     both = finite & tf.math.is_finite(other)
     # By their bits: a processor that flushes subnormals finds them equal to zero.
@@ -39,6 +42,11 @@ def error_sums(reference: Any, other: Any) -> Any:
     sums = [tf.reduce_sum(product) for product in (r * r, p * p, r * p, (p - r) ** 2)]
     counted = [tf.cast(tf.math.count_nonzero(count), tf.float64) for count in counts]
     return tf.stack([*counted, *sums])
+
+
+#: Called, not built into each step's graph, and traced once a size: a step compares hundreds of tensors. It is not put
+#: into the graph when that is optimized either.
+_sums = tf.function(_sums_of_flat, autograph=False, experimental_attributes={"_noinline": True})
 
 
 def _is_nonzero(x: Any) -> Any:

@@ -5,10 +5,12 @@ The ops are at hand there, so that nothing is traced for it. `precscope lint` lo
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from precscope.error_text import failure_in_a_line
 from precscope.probes import taps
 from precscope.probes.code_places import place_in_call
+from precscope.probes.colliding_ids import CollidingIds
 from precscope.probes.forward_graph import LayerOp
 from precscope.probes.lint_checks.attributes import check_epsilons
 from precscope.probes.lint_checks.risky_ops import check_layer_ops, upcasting_layers
@@ -27,14 +29,16 @@ class TracedLint:
 
     Args:
         keeper: Writes the run.
-        tell: Told once where it fails; it is off then, and the probes go on.
+        tell: Tells the user, with a level: of ids that collide; and once where this fails, it is off then, and the
+            probes go on.
     """
 
-    def __init__(self, keeper: Keeper, tell: Callable[[str], None]) -> None:
+    def __init__(self, keeper: Keeper, tell: Callable[[Literal["info", "warning", "error"], str], None]) -> None:
         self._keeper = keeper
         self._tell = tell
         self._known: set[LintFinding] = set()
         self._fresh: list[LintFinding] = []
+        self._ids = CollidingIds()
         self._off = False
 
     def look(self, layer_id: str, layer: Any, ops: Sequence[Any]) -> None:
@@ -44,16 +48,19 @@ class TracedLint:
         try:
             made = [LayerOp(layer_id, op, place_in_call(op, taps.__file__, "tapped_call")) for op in ops]
             upcasting = upcasting_layers(made)
+            self._ids.look(layer_id, ops)
             for finding in (*check_layer_ops(made), *check_epsilons({layer_id: layer}, upcasting)):
                 if finding not in self._known:
                     self._known.add(finding)
                     self._fresh.append(finding)
         except Exception as error:  # a remark is never worth a sample
             self._off = True
-            self._tell(f"what layers risk in float16 is not looked at: {type(error).__name__}: {error}")
+            self._tell("info", f"what layers risk in float16 is not looked at: {failure_in_a_line(error)}")
 
     def keep(self) -> None:
-        """Write what was found since the last call."""
+        """Write what was found since the last call; tell of ids that collide, each layer once."""
+        for message in self._ids.found():
+            self._tell("warning", message)
         fresh, self._fresh = self._fresh, []
         if fresh:
             self._keeper.write(lambda writer: writer.add_lint(fresh))

@@ -11,6 +11,7 @@ from precscope.error_text import error_in_a_line
 from precscope.errors import RunDirectoryError
 from precscope.kept_batches import KeptBatchWriter
 from precscope.origin import FoundOrigin, find_origin
+from precscope.probes.internals.distribution import shares, whole_batch
 from precscope.probes.replay import Replay, weights_set
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class TrippedSteps:
         self._count += 1
         found, note = None, None
         try:
-            found, replay = self._run_again(tripped)
+            found, note, replay = self._run_again(tripped)
         except Exception as error:  # the training goes on, and the kept step may still be replayed by the command
             replay, note = None, f"it could not be run again at once: {error_in_a_line(error, 300)}"
         if found is None and note is None:
@@ -80,27 +81,38 @@ class TrippedSteps:
         kept = self._keep(tripped) if found is None or self._watch.is_new(found) else None
         self._watch.tripped(tripped, found, note, kept, None if replay is None else replay.records)
 
-    def _run_again(self, tripped: Tripped) -> tuple[FoundOrigin | None, Replay]:
+    def _run_again(self, tripped: Tripped) -> tuple[FoundOrigin | None, str | None, Replay]:
+        """Return where the step turned non-finite, and on which replicas, each of which runs its share again."""
         given, optimizer = tripped.given, self._optimizer()
         key = (id(given.function), id(optimizer))
         if key not in self._replays:
             self._replays[key] = Replay(self._model, optimizer, given.function)
         replay = self._replays[key]
+        bad: dict[int, FoundOrigin] = {}
+        parts = shares((given.args, given.kwargs))
         with weights_set(self._model, tripped.weights):
-            reading = replay.run(*given.args, loss_scale=tripped.loss_scale, **given.kwargs)
-        return find_origin(replay.values(reading)), replay
+            for replica, (args, kwargs) in enumerate(parts):
+                if len(parts) > 1 and _is_empty(args):  # of a last batch that is smaller
+                    continue
+                reading = replay.run(*args, loss_scale=tripped.loss_scale, **kwargs)
+                found = find_origin(replay.values(reading))
+                if found is not None:
+                    bad[replica] = found
+        first = next(iter(bad.values()), None)
+        return first, None if first is None or len(parts) == 1 else _of_replicas(list(bad), len(parts)), replay
 
     def _keep(self, tripped: Tripped) -> str | None:
         """Write the step's batch and weights; return the file's name within the run directory."""
         given = tripped.given
         try:
+            args, kwargs = whole_batch((given.args, given.kwargs))
             groups = {
-                "data": as_arrays(given.args if given.function is not None else given.args[0]),
+                "data": as_arrays(args if given.function is not None else args[0]),
                 "weights": tripped.weights,
                 "state": {"loss_scale": tripped.loss_scale, "is_custom_loop": given.function is not None},
             }
-            if given.kwargs:
-                groups["keywords"] = as_arrays(given.kwargs)
+            if kwargs:
+                groups["keywords"] = as_arrays(kwargs)
             if self._writer is None:
                 arrays = tf.nest.flatten(groups)
                 size = sum(int(array.nbytes) for array in arrays if isinstance(array, np.ndarray))
@@ -109,6 +121,20 @@ class TrippedSteps:
         except RunDirectoryError as error:
             self._tell(f"the step that turned non-finite is not kept: {error}")
             return None
+
+
+def _is_empty(args: Any) -> bool:
+    """Tell whether a replica was given no example."""
+    shapes = [leaf.shape for leaf in tf.nest.flatten(args) if tf.is_tensor(leaf)]
+    return bool(shapes) and all(len(shape) > 0 and shape[0] == 0 for shape in shapes)
+
+
+def _of_replicas(bad: list[int], total: int) -> str:
+    """Say on which replicas a step was not finite."""
+    if len(bad) == total:
+        return f"run again replica by replica, it was so on all {total}"
+    names = f"replica {bad[0]} alone" if len(bad) == 1 else f"replicas {', '.join(map(str, bad))}"
+    return f"run again replica by replica, it was so on {names}, of {total} (numbered from 0)"
 
 
 def as_arrays(tree: Any) -> Any:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import keras
 import tensorflow as tf
 
+from precscope.probes.internals.distribution import shares
 from precscope.probes.weight_guard import WeightGuard
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ class Tripwire:
                 self._guard = WeightGuard(self._model, self._optimizer())
             self._guard.pass_by(step, self._loss, copies=True)
             self._given.append(Given(step, args, kwargs, function))
-            self._given_bytes += sum(_bytes(leaf) for leaf in tf.nest.flatten((args, kwargs)))
+            self._given_bytes += sum(_bytes(leaf) for leaf in tf.nest.flatten(shares((args, kwargs))))
             if self._given_bytes > MOST_BATCH_BYTES:
                 self.look()
         except Exception as error:

@@ -91,27 +91,14 @@ def verify_model(
         as_trained = setup.as_trained(), _scales_as_trained(evidence, scales)
         before = replayer.measure(*as_trained, criterion)
 
-    def test(names: frozenset[str]) -> Measured:
-        if not names and as_trained == (setup.policies(names), scales):
-            return before
-        return replayer.measure_until_failure(setup.policies(names), scales, criterion)
-
     with took.part("search"):
-        result = smallest_set(
-            test,
-            setup.suspects,
-            setup.others,
-            most_tests=most_tests,
-            report=report,
-            is_over=lambda: most_s is not None and took.since_begin_s() > most_s,
-        )
+        limits = {"most_tests": most_tests, "report": report, "is_over": lambda: took.is_longer_than(most_s)}
+        result = _search(setup, replayer, scales, criterion, (as_trained, before), limits)
     setup.note_unflipped(replayer)
     bfloat16 = None
     if proposal.default == "mixed_float16" and result.names != ():
         with took.part("bfloat16"):
-            bfloat16 = replayer.measure(
-                setup.in_bfloat16(), scales_to_judge(None, None), Criterion.for_policy("mixed_bfloat16")
-            )
+            bfloat16 = _measured_in_bfloat16(setup, replayer)
     return _verification(setup, replayer, result, (before, bfloat16), scales, data, criterion, took)
 
 
@@ -122,9 +109,9 @@ class _Stopwatch:
     parts_s: dict[str, float] = field(default_factory=dict)
     _began_s: float = field(default_factory=time.perf_counter)
 
-    def since_begin_s(self) -> float:
-        """Return the seconds since it was made."""
-        return time.perf_counter() - self._began_s
+    def is_longer_than(self, most_s: float | None) -> bool:
+        """Tell whether more seconds have passed since it was made; None for no limit."""
+        return most_s is not None and time.perf_counter() - self._began_s > most_s
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -264,6 +251,31 @@ def _last_scale(evidence: Evidence) -> float | None:
     samples = [sample.loss_scale for sample in evidence.samples if sample.loss_scale is not None]
     seen = looks or samples
     return seen[-1] if seen else None
+
+
+def _search(
+    setup: _Setup,
+    replayer: Replayer,
+    scales: JudgedScales,
+    criterion: Criterion,
+    known: tuple[Any, Measured],
+    limits: dict[str, Any],
+) -> SearchResult[Measured]:
+    """Return the smallest set that passes; `known` are a setting that was measured before, and what it showed."""
+
+    def test(names: frozenset[str]) -> Measured:
+        setting = setup.policies(names), scales
+        if not names and known[0] == setting:
+            return known[1]
+        return replayer.measure_until_failure(*setting, criterion)
+
+    return smallest_set(test, setup.suspects, setup.others, **limits)
+
+
+def _measured_in_bfloat16(setup: _Setup, replayer: Replayer) -> Measured:
+    """Return what the whole model does in bfloat16, which needs no loss scale."""
+    criterion = Criterion.for_policy("mixed_bfloat16")
+    return replayer.measure(setup.in_bfloat16(), scales_to_judge(None, None), criterion)
 
 
 def _verification(

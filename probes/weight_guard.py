@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from precscope.probes.internals import optimizers
+from precscope.probes.internals.distribution import plain_variable
 from precscope.probes.internals.layer_tree import state_variables
 from precscope.probes.internals.optimizers import is_dynamic, scale_variable, update_counter
 
@@ -47,9 +48,10 @@ class WeightGuard:
         self._variables = [variable.value for variable in variables]
         self._watched = {id(variable.value) for variable in model.trainable_variables}
         self._groups = _grouped(self._variables)
-        self._shadows = [tf.Variable(self._joined(group), trainable=False) for group in self._groups]
-        self._scale_before = tf.Variable(0.0 if self._scale is None else self._scale, trainable=False)
-        self._state = tf.Variable([-1, -1, 1, self._updates() - 1], dtype=tf.int64, trainable=False)
+        self._shadows = [plain_variable(self._joined(group), "precscope_weights") for group in self._groups]
+        scale = np.float32(0.0) if self._scale is None else tf.identity(self._scale)
+        self._scale_before = plain_variable(scale, "precscope_scale")
+        self._state = plain_variable(np.array([-1, -1, 1, self._updates() - 1]), "precscope_tripwire")
         self._function = tf.function(self._pass_by, autograph=False, reduce_retracing=True)
 
     def fits(self, optimizer: Any) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from precscope.advice.proposal import verdict_sentence
 from precscope.advice.wording import counted, listed, plain, quoted
-from precscope.replay import Criterion
+from precscope.replay import TURNED, Criterion
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -63,6 +63,13 @@ def _rows(proof: Verification) -> Iterator[tuple[str, str]]:
         )
     yield from _prices(proof)
     yield "replayed", _replayed(proof)
+    if proof.took_s:
+        traced = (
+            ""
+            if proof.tracing_s is None
+            else f", {proof.tracing_s:.1f} s of them tracing the step {proof.traces} times"
+        )
+        yield "", f"It took {sum(proof.took_s.values()):.1f} s{traced}."
     for name, reason in list(proof.left_out.items())[:_MOST_LEFT_OUT]:
         yield "not tried", f"{quoted(name)}: {reason}"
     if len(proof.left_out) > _MOST_LEFT_OUT:
@@ -73,7 +80,8 @@ def _cosine(measured: Measured) -> str:
     worst = measured.worst
     if worst.passed or worst.cosine is not None:
         number = "none" if worst.cosine is None else _digits(worst.cosine)
-        return number if worst.passed or worst.why_not is None else f"{number}: {worst.why_not}"
+        says_more = worst.why_not is not None and not worst.why_not.startswith(TURNED)
+        return f"{number}: {worst.why_not}" if says_more else number
     return worst.why_not or "none"
 
 

@@ -39,6 +39,13 @@ def make_loss() -> Any:
     return keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
+def on_one_device() -> Any:
+    """Return the model as `precscope replay` wants it."""
+    model = make_model("mixed_float16")
+    model.compile("adam", make_loss())
+    return model
+
+
 def data(steps: int) -> tuple[np.ndarray, np.ndarray]:
     random = np.random.default_rng(3)
     return random.standard_normal((BATCH * steps, 6), np.float32), random.integers(0, 3, BATCH * steps)
@@ -69,5 +76,5 @@ def train(strategy: Any, model: Any, optimizer: Any, steps: int, run: Path | Non
 
     if run is None:
         return loop(train_step, None)
-    with precscope.profile(model, run, optimizer=optimizer, **QUIET, **options) as session:
+    with precscope.profile(model, run, optimizer=optimizer, **(QUIET | options)) as session:
         return loop(session.instrument(train_step), session)

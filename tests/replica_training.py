@@ -24,6 +24,7 @@ from tests import distributed_loop  # noqa: E402
 from tests.distributed_loop import BATCH, QUIET, make_loss, make_model, weights_as_text  # noqa: E402
 
 STEPS = 8
+EXTRAS: dict[str, Any] = {"keep_batches_mib": 4.0, "reference": True, "tripwire": True}
 
 
 def compiled_model(policy: str) -> Any:
@@ -58,6 +59,24 @@ def overflow_on_one(strategy: Any, run: Path) -> dict[str, Any]:
     return {"finite": all(bool(np.isfinite(weight).all()) for weight in model.get_weights())}
 
 
+def kept(strategy: Any, folder: Path) -> dict[str, Any]:
+    """Keep batches, take reference steps and set the tripwire; return what the training gave, and what it saw."""
+    result = fit(strategy, folder / "kept", every=3, **EXTRAS)
+    run = precscope.open_run(folder / "kept")
+    return {"trained": result, "notices": [notice.message for notice in run.notices]}
+
+
+def trip(strategy: Any, run: Path) -> dict[str, Any]:
+    """Let the second half of the third batch, that of replica 1, leave float16's range, with nothing sampled."""
+    x, y = distributed_loop.data(STEPS)
+    with strategy.scope():
+        model = compiled_model("mixed_float16")
+    x[2 * BATCH + BATCH // 2 : 3 * BATCH] *= np.float32(1e30)
+    with precscope.profile(model, run, every=1, start=10_000, tripwire=True, **QUIET):
+        model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
+    return {}
+
+
 def known_step(strategy: Any, run: Path) -> dict[str, Any]:
     """Sample one step whose numbers the test computes itself, in float32 without BatchNormalization."""
     keras.config.set_dtype_policy("float32")
@@ -75,7 +94,7 @@ def custom_loop(strategy: Any, run: Path | None) -> list[str]:
     with strategy.scope():
         model = compiled_model("mixed_float16")
         model.optimizer.build(model.trainable_variables)
-    return distributed_loop.train(strategy, model, model.optimizer, STEPS, run, every=3)
+    return distributed_loop.train(strategy, model, model.optimizer, STEPS, run, every=3, **EXTRAS)
 
 
 def main(folder: Path) -> None:
@@ -88,6 +107,8 @@ def main(folder: Path) -> None:
             "sampled": fit(strategy, folder / "sampled", every=3),
             "known": known_step(strategy, folder / "known"),
             "overflow": overflow_on_one(strategy, folder / "overflow"),
+            "kept": kept(strategy, folder),
+            "trip": trip(strategy, folder / "trip"),
             "loop plain": custom_loop(strategy, None),
             "loop": custom_loop(strategy, folder / "loop"),
         }

@@ -56,6 +56,29 @@ def test_the_judge_notices_what_it_is_there_for(monkeypatch: pytest.MonkeyPatch)
     assert verdict["reasons"]["forward: it only rearranges its input"] == 1
 
 
+def test_what_keras_refuses_must_be_refused_in_the_same_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def build() -> Training:
+        stack = [keras.layers.Dense(3), keras.layers.Activation(lambda x: keras.ops.matmul(x, x))]
+        return fit(compiled(keras.Sequential([*stack, keras.layers.Dense(1)])), noise(8, 4), noise(8, 1))
+
+    refused = Configuration("refused", "test", build, refused="Dimensions must be equal")
+    record = judge(refused, "float32")
+    assert record["faults"] == []
+    assert record["passed"]
+
+    assert judge(Configuration("trains", "test", perceptron, refused="anything"), "float32")["faults"] == [
+        "trains, though Keras was to say: anything"
+    ]
+
+    def other(*arguments: Any) -> None:
+        raise TypeError("another error")
+
+    monkeypatch.setattr("tests.compatibility.judge._watched", other)
+    faults = judge(refused, "float32")["faults"]
+    assert len(faults) == 2
+    assert "with it TypeError: another error" in faults[1]
+
+
 def test_differences_are_shares_of_the_way_that_weights_went() -> None:
     def outcome(weights: list[float], losses: list[float], seed: int = 3) -> Outcome:
         arrays = {"w": np.array(weights, np.float32), "seed": np.array([seed])}
@@ -148,3 +171,69 @@ def test_the_matrix_holds_what_it_must() -> None:
     assert {name for group, name in names if group == "keras.applications"} == applications
     optimizers = {name for name, kind in vars(keras.optimizers).items() if isinstance(kind, type)}
     assert optimizers - {"Optimizer", "OptimizerMap"} == {name for group, name in names if group == "Optimizers"}
+
+
+def test_results_of_another_machine_are_merged(tmp_path: Path) -> None:
+    here, there = tmp_path / "here.jsonl", tmp_path / "there.jsonl"
+    for record in (line("a", passed=True), line("b", passed=False), line("c", passed=True, ended_unix_s=9)):
+        results.append(here, record)
+    news = [
+        line("a", passed=None, skipped_for="x is not installed", ended_unix_s=7),  # known how it comes out
+        line("b", passed=True, ended_unix_s=7),
+        line("c", passed=False, ended_unix_s=7),  # older
+        line("a", passed=True, device="gpu", ended_unix_s=7),
+    ]
+    for record in news:
+        results.append(there, record)
+    assert results.merge(there, here) == 2
+    found = results.read(here)
+    assert {(*row[::2],): record["passed"] for row, record in found.items()} == {
+        ("cpu", "a"): True,
+        ("cpu", "b"): True,
+        ("cpu", "c"): True,
+        ("gpu", "a"): True,
+    }
+    assert results.merge(there, here) == 0
+
+
+def test_each_job_has_its_device_and_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    def seen(*words: str) -> list[tuple[str | None, str]]:
+        found = matrix.environments(matrix._parser().parse_args(words))
+        return [(one.get("CUDA_VISIBLE_DEVICES"), one["TF_NUM_INTRAOP_THREADS"]) for one in found]
+
+    monkeypatch.setattr(matrix, "cpu_cores", lambda: 32)
+    for name in ("CUDA_VISIBLE_DEVICES", "TF_NUM_INTRAOP_THREADS"):
+        monkeypatch.delenv(name, raising=False)
+    assert seen("--jobs", "2", "--cpu-jobs", "6") == [(None, "4")] * 2 + [("", "4")] * 6
+    assert seen("--jobs", "3", "--gpus", "2", "--threads", "1") == [("0", "1"), ("1", "1"), ("0", "1")]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert [device for device, _ in seen("--jobs", "2", "--gpus", "2", "--cpu-jobs", "1")] == ["3", "5", ""]
+
+
+def test_the_longest_rows_are_begun_first_and_none_after_the_deadline(tmp_path: Path) -> None:
+    queue = rows("GAN|run_eagerly")
+    seconds = {"GAN whose model.optimizer is one of two": 9.0, "GAN with two optimizers, Keras' own unused": 3.0}
+    known: Any = {
+        ("gpu", c.group, c.name, policy): {"seconds": seconds[c.name]} for c, policy in queue if c.name in seconds
+    }
+    order = matrix.in_order(queue, known)
+    assert [c.name.split()[0] for c, _ in order] == ["run_eagerly", "GAN", "GAN", "GAN", "GAN"]  # unknown ones first
+    assert [known["gpu", c.group, c.name, policy]["seconds"] for c, policy in order[1:]] == [9.0, 3.0, 3.0, 3.0]
+    assert [policy for _, policy in order[2:]] == ["float32", "mixed_float16", "mixed_bfloat16"]
+    path = tmp_path / "results.jsonl"
+    late = matrix._parser().parse_args(["--results", str(path), "--deadline", "60", "--worker", "1", "--jobs", "1"])
+    assert matrix.work(late) == 0
+    assert not path.exists()
+
+
+def test_a_package_that_cannot_be_imported_skips_its_rows_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "made_for_another_keras.py").write_text("from keras import what_is_gone")
+    monkeypatch.syspath_prepend(tmp_path)
+    outcome = matrix._outcome(Configuration("n", "g", perceptron, needs="made_for_another_keras"), "float32")
+    assert outcome["passed"] is None
+    assert outcome["skipped_for"].startswith("made_for_another_keras cannot be imported here: ImportError: cannot")
+    assert matrix._outcome(Configuration("n", "g", perceptron, needs="no_such"), "float32")["skipped_for"] == (
+        "no_such is not installed"
+    )

@@ -76,7 +76,7 @@ def test_an_epsilon_that_vanishes_in_float16(tmp_path: Path) -> None:
     case = case_named("tiny_epsilon")
     model = build(case)
     assert lint(model)["constant_vanishes"].layer == "norm"
-    options: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0, "tripwire": True}
+    options: dict[str, Any] = {"reference": False, "profile_steps": 0, "device_interval_s": 0.0, "tripwire": True}
     train_model(case, model, precscope.profile(model, tmp_path / "run", **options), steps=45)
     origin = main_origin(precscope.open_run(tmp_path / "run").origins)
     assert origin is not None

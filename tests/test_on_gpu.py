@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.gpu
 
-QUIET: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0}
+QUIET: dict[str, Any] = {"profile_steps": 0, "device_interval_s": 0.0, "reference": False}
 
 
 @pytest.fixture(autouse=True)

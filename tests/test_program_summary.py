@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from precscope import program_summary
 from precscope.program_summary import summary
+from precscope.records import NoticeRecord
 from tests.synthetic_runs import SyntheticRun, healthy, values, with_bad
 
 if TYPE_CHECKING:
@@ -29,16 +30,24 @@ def test_the_answer_stands_below_the_command(tmp_path: Path, monkeypatch: pytest
         (SyntheticRun(steps=[], status="interrupted").write(tmp_path / "d"), "d"),
     ]
     lines = summary(runs).splitlines()
-    assert lines[:3] == [
-        "4 runs were recorded. Read them:",
-        "  precscope report a",
-        "    model 'a', 57 steps: No layer needs float32.",
-    ]
+    assert lines[:2] == ["4 runs were recorded. Read them:", "  precscope report a"]
+    assert lines[2].startswith("    model 'a', 57 steps: No layer ")
     assert lines[3] == "  precscope report 'b c'"
     assert lines[4].startswith("    model 'b c', 20 steps, failed: ")
     assert "second" in lines[4]
     assert lines[5:7] == ["  precscope report nowhere", "    model 'gone'"]
     assert lines[8] == "    model 'd', interrupted: No step was sampled, so nothing can be said yet."
+
+
+def test_warnings_of_a_run_stand_with_its_answer(tmp_path: Path) -> None:
+    notices = [
+        NoticeRecord(1, "info", "probes", "a remark"),
+        NoticeRecord(2, "warning", "probes", "ids collide"),
+        NoticeRecord(9, "warning", "probes", "ids collide"),
+        NoticeRecord(9, "error", "probes", "it failed"),
+    ]
+    path = SyntheticRun(steps=[healthy()], notices=notices).write(tmp_path / "a")
+    assert summary([(path, "a")]).splitlines()[3:] == ["    warning: ids collide", "    error: it failed"]
 
 
 def test_of_many_runs_the_last_are_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

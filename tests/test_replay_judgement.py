@@ -9,6 +9,7 @@ import pytest
 from precscope.errors import RunDirectoryError
 from precscope.policy import Price
 from precscope.replay import Criterion, JudgedScales, Measured, VariableComparison, judge_replay, scales_to_judge
+from precscope.reports.proof_view import proof_view
 from precscope.verification import PricedPolicy, Verification, read_verification, write_verification
 
 
@@ -170,6 +171,16 @@ def test_one_that_does_not_tell_how_long_it_took_is_read(tmp_path):
     later = ("took_s:", "  float32: 2.5", "  search: 4.0", "traces:", "tracing_s:")
     file.write_text("\n".join(line for line in lines if not line.startswith(later)))
     assert read_verification(tmp_path) == verification(took_s={}, traces=0, tracing_s=None)
+
+
+def test_in_words_a_cosine_is_said_once_and_how_long_it_took():
+    turned = Measured((judged(comparison("a", length=3.0), comparison("b", length=4.0, cosine=0.0)),), 1)
+    view = proof_view(verification(before=turned))
+    rows = [text for _, text in view.rows]
+    assert rows[0] == "cosine to float32, plain mixed_float16: 0.3600"
+    assert "It took 6.5 s, 3.2 s of them tracing the step 5 times." in rows
+    silent = proof_view(verification(took_s={}, traces=0, tracing_s=None))
+    assert not any("It took" in text for _, text in silent.rows)
 
 
 def test_without_one_there_is_none(tmp_path):

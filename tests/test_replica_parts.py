@@ -10,9 +10,19 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.python.distribute.values import PerReplica
 
 from precscope.options import Options
-from precscope.probes.internals.distribution import Replicas, local_sum, mean_loss, replica_here, replicas_of
+from precscope.probes.batch_handout import BatchHandout
+from precscope.probes.internals.distribution import (
+    Replicas,
+    local_sum,
+    mean_loss,
+    replica_here,
+    replicas_of,
+    shares,
+    whole_batch,
+)
 from precscope.probes.reading import Reading, TensorKey, TracedTensor
 from precscope.probes.replica_notices import replica_notices
 from precscope.probes.replicas import SharedTaps, merged_reading
@@ -140,12 +150,30 @@ def test_a_metric_and_a_loss_without_a_strategy():
 def test_nothing_is_said_of_what_is_recorded_in_full():
     assert list(replica_notices(TWO, Options())) == []
     assert list(replica_notices(Replicas("Strategy"), Options(tripwire=True))) == []
+    assert list(replica_notices(TWO, Options(tripwire=True, keep_batches_mib=5, reference=True))) == []
 
 
-def test_what_needs_one_device_is_told():
-    ((level, message),) = replica_notices(TWO, Options(tripwire=True, keep_batches_mib=5))
+def test_what_needs_the_whole_batch_is_told_where_no_process_has_it():
+    workers = Replicas("MultiWorkerMirroredStrategy", 2, ("CPU:0",), workers=2)
+    ((level, message),) = replica_notices(workers, Options(tripwire=True, keep_batches_mib=5))
     assert level == "warning"
-    assert message.startswith("tripwire, keep_batches_mib: not with 2 replicas.")
+    assert message.startswith(
+        "tripwire, keep_batches_mib: not with 2 workers. A batch is run again, or kept, where one"
+    )
+
+
+def test_a_distributed_batch_is_taken_apart_and_joined():
+    parts = PerReplica((tf.constant([[1.0], [2.0]]), tf.constant([[3.0]])))
+    batch = ((parts, None), {"scale": tf.constant(2.0)})
+    first, second = shares(batch)
+    assert first[0][0].numpy().tolist() == [[1.0], [2.0]]
+    assert (second[0][0].numpy().tolist(), second[0][1], float(second[1]["scale"])) == ([[3.0]], None, 2.0)
+    assert whole_batch(batch)[0][0].numpy().tolist() == [[1.0], [2.0], [3.0]]
+    assert shares(first) == [first]
+    handout = BatchHandout()
+    handout.put(lambda: None, batch[0], batch[1])
+    assert handout.read().args[0].shape == (3, 1)
+    assert handout.read_share().args[0].shape == (2, 1)
 
 
 def test_a_strategy_that_cannot_be_recorded_is_told():

@@ -9,17 +9,21 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
+import keras
 import numpy as np
 import pytest
 
 from precscope.advice.evidence import Evidence
 from precscope.advice.replica_rules import lone_overflow
+from precscope.probes.replay_kept import replay_kept
 from precscope.reader import Run, open_run
+from tests.distributed_loop import BATCH, data
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+STEPS = 8
 _MOST_S = 600
 #: TensorFlow's coordination service was seen to lose sight of a worker on a machine with two cores, and then ends both
 #: processes. That says nothing about what they compute: they begin again, three times in all.
@@ -70,7 +74,12 @@ def mirrored(tmp_path_factory: pytest.TempPathFactory, repository: Path) -> tupl
 def test_a_session_whose_samples_never_come_due_changes_no_bit_under_a_strategy(mirrored):
     _, results, warnings = mirrored
     assert results["never due"] == results["plain"]
-    assert warnings == ["PrecScope: nothing was recorded: 16 train steps were seen, and none of them was sampled."]
+    assert [text.split(":")[1].strip() for text in warnings] == [
+        "no reference step can be taken",  # of the custom loop, nor its tripwire
+        "nothing was recorded",
+        "nothing was recorded",
+        "tripwire",
+    ]
 
 
 def test_sampled_steps_train_on(mirrored):
@@ -121,6 +130,66 @@ def test_a_replica_that_alone_overflows_is_named(mirrored):
         finding.sentence
     )
     assert list(lone_overflow(Evidence(open_run(folder / "sampled")))) == []
+
+
+def test_batches_are_kept_as_one_device_would_be_given_them(mirrored):
+    """Beside reference steps and the tripwire; no bit of the training changes."""
+    folder, results, _ = mirrored
+    assert results["kept"]["trained"] == results["sampled"]
+    x, y = data(STEPS)
+    kept = open_run(folder / "kept").kept_batches
+    assert [batch.step for batch in kept] == [1, 3, 6, 9, 12]
+    for batch in kept:
+        rows = slice(BATCH * (batch.step % STEPS), BATCH * (batch.step % STEPS + 1))
+        kept_x, kept_y = batch.load()
+        np.testing.assert_array_equal(kept_x, x[rows])
+        np.testing.assert_array_equal(np.ravel(kept_y), y[rows])
+        weights = {name.rpartition("hidden/")[2]: value for name, value in batch.load("weights").items()}
+        assert weights["kernel"].shape == (6, 8)
+    kept_x, kept_y = open_run(folder / "loop").kept_batches[1].load()
+    np.testing.assert_array_equal(kept_x, x[3 * BATCH : 4 * BATCH])
+
+
+def test_a_reference_step_is_that_of_the_first_replica(mirrored):
+    folder, results, _ = mirrored
+    run = open_run(folder / "kept")
+    assert [(step.step, step.examples, step.batch) for step in run.reference_steps] == [(1, 8, 8), (12, 8, 8)]
+    notices = results["kept"]["notices"]
+    assert notices == [
+        "reference steps run on what the first of 2 replicas is given of the batch, as that replica alone."
+    ]
+    # Taken after the update: near the loss that the replica had before it, as no other scale of it is.
+    for step, sample in zip(run.reference_steps, (0, 4), strict=True):
+        (first, _) = run.replica_samples(sample)
+        assert step.loss_policy == pytest.approx(first.loss, rel=0.1)
+        assert step.loss_reference == pytest.approx(step.loss_policy, rel=0.01)
+    assert {record.layer for record in run.reference} == {"hidden", "norm", "head"}
+    assert "as that replica alone" not in str(results["loop"])
+    words = [notice.message for notice in open_run(folder / "loop").notices]
+    assert any(
+        message.startswith("no reference step can be taken: the train step of a custom loop") for message in words
+    )
+
+
+def test_the_tripwire_names_the_replica_and_keeps_the_batch_of_all(mirrored):
+    folder, _, _ = mirrored
+    run = open_run(folder / "trip")
+    (origin,) = run.origins
+    assert (origin.step, origin.cause, origin.layer, origin.noticed_by) == (2, "layer", "hidden", "tripwire")
+    assert origin.note == "run again replica by replica, it was so on replica 1 alone, of 2 (numbered from 0)"
+    (batch,) = run.kept_batches
+    kept_x, _ = batch.load()
+    x, _ = data(STEPS)
+    np.testing.assert_array_equal(kept_x[: BATCH // 2], x[2 * BATCH : 2 * BATCH + BATCH // 2])
+    np.testing.assert_array_equal(kept_x[BATCH // 2 :], x[2 * BATCH + BATCH // 2 : 3 * BATCH] * np.float32(1e30))
+    assert all(np.isfinite(value).all() for value in batch.load("weights").values())
+    before = keras.config.dtype_policy()
+    try:
+        replayed = replay_kept(run.path, 2, "tests.distributed_loop:on_one_device")
+    finally:
+        keras.config.set_dtype_policy(before)
+    assert replayed.origin is not None
+    assert (replayed.origin.layer, replayed.origin.direction) == ("hidden", "forward")
 
 
 def test_a_loop_of_ones_own_under_a_strategy(mirrored):

@@ -16,8 +16,10 @@ from precscope.advice.actions import advise
 from precscope.lint_result import LintFinding
 from precscope.probes import traced_lint
 from precscope.probes.lint import lint_model
+from precscope.reports.page import render_page
 from precscope.reports.report_data import report_data
 from precscope.reports.report_view import report_view
+from precscope.reports.terminal import render_report
 from tests.synthetic_runs import SyntheticRun, healthy, with_bad
 
 if TYPE_CHECKING:
@@ -107,6 +109,9 @@ def test_the_report_cites_in_every_format(tmp_path: Path):
     assert view.risks == ("A constant that is infinite. net.py:3: x", "Softmax in float16.")
     (data,) = (item for item in report_data(evidence).findings if item.id == "activation_overflow")
     assert data.risks == (MASK, LAST)
+    assert "In its code: A constant that is infinite. net.py:3: x" in render_page(evidence.run)
+    lines = [str(line) for line in render_report(report_view(evidence), 100)]
+    assert "     In its code: A constant that is infinite. net.py:3: x" in lines
     assert data.alternative == "change_constant"
 
 
@@ -126,6 +131,5 @@ def test_where_it_fails_it_is_off_and_the_samples_go_on(tmp_path: Path, monkeypa
     found = precscope.open_run(tmp_path / "run")
     assert len(found.samples) > 0
     assert found.lint == ()
-    assert [n.message for n in found.notices if "as planned" in n.message] == [
-        "what layers risk in float16 is not looked at: RuntimeError: as planned"
-    ]
+    (told,) = [n.message for n in found.notices if "as planned" in n.message]
+    assert told.startswith("what layers risk in float16 is not looked at: RuntimeError: as planned (traced_lint.py:")

@@ -102,7 +102,9 @@ def test_it_is_armed_again_after_a_step_that_was_skipped(tmp_path: Path) -> None
     assert {origin.loss_scale for origin in run.origins} == {64.0, 32.0}
 
 
-def test_a_custom_loop(tmp_path: Path) -> None:
+@pytest.mark.parametrize("poll_at", [None, 7, 8])
+def test_a_custom_loop(tmp_path: Path, poll_at: int | None) -> None:
+    """Whenever the poll looks: its time depends on the clock."""
     model = model_with(Op(lambda x: x * 1.0, name="plain"), "float32")
     optimizer, loss_of = keras.optimizers.SGD(1e-3), keras.losses.MeanSquaredError()
     optimizer.build(model.trainable_variables)
@@ -122,6 +124,8 @@ def test_a_custom_loop(tmp_path: Path) -> None:
         for batch in range(12):
             if batch == 7:
                 model.layers[-1].bias.assign([-50.0])  # a logarithm of what is negative
+            if poll_at is not None:
+                session._parts.loop.next_poll = poll_at if batch <= poll_at else 10**6
             call(tf.constant(x[8 * batch : 8 * batch + 8]), tf.constant(y[8 * batch : 8 * batch + 8]))
             session.step()
     origin = main_origin(precscope.open_run(tmp_path / "run").origins)

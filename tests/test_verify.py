@@ -354,7 +354,7 @@ def test_the_command_proves_with_a_users_function(broken, tmp_path, monkeypatch,
     assert main(["verify", str(path), "--model", "train.py:build", "--batches", "1"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "Proven by replaying 1 batch: 'square' and 'down' in float32 suffice." in out
-    assert "policy.yaml. Apply it: precscope.apply_policy" in out
+    assert "policy.yaml Apply it: precscope.apply_policy" in out
     assert main(["verify", str(path), "--model", "other.py:build"]) == 2
     assert "no data" in capsys.readouterr().err
     assert main(["verify", str(path), "--model", "train.py:build", "--weights", "none.weights.h5"]) == 2

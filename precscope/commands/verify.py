@@ -63,7 +63,7 @@ def verify(
     with _progress_bar() as report:
         verification = verify_entry(entry, run.path, weights, report=report, **options)
     print_proof(verification)
-    click.echo(f"\nThe policy is in {run.path / POLICY_FILE}. Apply it: precscope.apply_policy(model, FILE)")
+    click.echo(f"\nPolicy: {run.path / POLICY_FILE}\nApply it: precscope.apply_policy(model, FILE)")
     if not verification.proven:
         context.exit(_NOT_PROVEN)
 

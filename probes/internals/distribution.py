@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 from tensorflow.python.ops.resource_variable_ops import ResourceVariable
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 __all__ = [
     "ONE_REPLICA",
     "Replicas",
+    "in_first_replica",
+    "is_distributed",
     "local_sum",
     "mean_loss",
     "plain_variable",
     "replica_here",
     "replicas_of",
+    "shares",
+    "whole_batch",
 ]
 
 
@@ -43,6 +51,11 @@ class Replicas:
     def are_several(self) -> bool:
         """Whether there is more than one replica, here or elsewhere."""
         return self.total > 1
+
+    @property
+    def batch_is_here(self) -> bool:
+        """Whether this process has the whole batch of a step, and can tell which replica is given what of it."""
+        return self.workers == 1 and bool(self.devices)
 
 
 #: Classes that are public by another name.
@@ -88,13 +101,49 @@ def replica_here(first: int) -> int | None:
     return None if number is None else int(number) - first
 
 
-def plain_variable(value: Any, name: str, device: str | None = None) -> Any:
+@contextmanager
+def in_first_replica(strategy: Any) -> Iterator[None]:
+    """Let code run as the first replica of a strategy, alone, where there are several: it scales the loss as that does.
+
+    What the replica would put together with the others (the mean of a moving average) it has for itself.
+    """
+    with ExitStack() as stack:
+        if int(strategy.num_replicas_in_sync) > 1:
+            stack.enter_context(tf.distribute.ReplicaContext(strategy, 0))
+            stack.enter_context(tf.device(strategy.extended.worker_devices[0]))
+        yield
+
+
+def is_distributed(leaf: Any) -> bool:
+    """Tell whether a leaf of a batch holds a part for each replica."""
+    return isinstance(leaf, tf.distribute.DistributedValues)
+
+
+def shares(batch: Any) -> list[Any]:
+    """Return what each replica is given of a batch, in their order; the batch itself where it is not distributed."""
+    counts = [len(leaf.values) for leaf in tf.nest.flatten(batch) if is_distributed(leaf)]
+    return [
+        tf.nest.map_structure(lambda leaf, n=number: leaf.values[n] if is_distributed(leaf) else leaf, batch)
+        for number in range(max(counts, default=1))
+    ]
+
+
+def whole_batch(batch: Any) -> Any:
+    """Return a batch as one device would be given it: the parts of all replicas one after the other."""
+
+    def joined(leaf: Any) -> Any:
+        return tf.concat(leaf.values, 0) if is_distributed(leaf) else leaf
+
+    return tf.nest.map_structure(joined, batch)
+
+
+def plain_variable(value: Any, name: str, device: str | None = None, shape: Any = None) -> Any:
     """Return a variable that no strategy mirrors, made outside of any function that is being traced.
 
     A strategy's own variable would be made on every worker together: one that samples alone would wait for ever.
     """
     with tf.init_scope(), tf.device(device):
-        return ResourceVariable(value, trainable=False, name=name)
+        return ResourceVariable(value, trainable=False, name=name, shape=shape)
 
 
 def mean_loss(loss: Any) -> float:

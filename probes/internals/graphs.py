@@ -17,6 +17,8 @@ __all__ = [
     "call_stack",
     "current_graph",
     "in_control_flow_of",
+    "operation_count",
+    "operations_since",
 ]
 
 _CONTROL_FLOW = (WhileBodyFuncGraph, WhileCondFuncGraph, CondBranchFuncGraph)
@@ -25,6 +27,19 @@ _CONTROL_FLOW = (WhileBodyFuncGraph, WhileCondFuncGraph, CondBranchFuncGraph)
 def current_graph() -> Any:
     """Return the graph that is being built, or None when executing eagerly."""
     return None if tf.executing_eagerly() else tf_ops.get_default_graph()
+
+
+def operation_count(graph: Any) -> int:
+    """Return how many operations a graph has; 0 where it is None."""
+    return 0 if graph is None else int(graph.num_operations())
+
+
+def operations_since(graph: Any, count: int) -> list[Any]:
+    """Return the operations that a graph got since it had `count` of them; none where it is None.
+
+    `get_operations` copies the list of all: asked for every layer, that takes the square of their number.
+    """
+    return [] if graph is None else list(graph.operations[count:])
 
 
 def call_stack() -> list[Any]:

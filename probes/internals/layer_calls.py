@@ -12,6 +12,8 @@ from keras.src.backend.common.variables import AutocastScope
 from keras.src.layers.layer import Layer
 from keras.src.random.seed_generator import GLOBAL_SEED_GENERATOR
 
+from precscope.probes.internals.dtype_policies import own_policy
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -22,6 +24,7 @@ __all__ = [
     "kept_losses",
     "replaced_relu",
     "set_instance_attribute",
+    "shadow_call",
     "with_mask_of",
 ]
 
@@ -39,6 +42,15 @@ def set_instance_attribute(target: Any, name: str, value: Any) -> Callable[[], N
             target.__dict__[name] = before
 
     return undo
+
+
+def shadow_call(layer: Any, wrap: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Callable[[], None]:
+    """Shadow what `layer(...)` ends in by `wrap` of it, and return a function that undoes it.
+
+    That is `call`, or `quantized_call` where the layer is quantized: Keras does not call `call` then.
+    """
+    name = "call" if own_policy(layer).quantization_mode is None else "quantized_call"
+    return set_instance_attribute(layer, name, wrap(getattr(layer, name)))
 
 
 def with_mask_of(tensor: Any, other: Any) -> Any:

@@ -52,6 +52,7 @@ def walk_layers(model: Any) -> Iterator[tuple[str, Any]]:
 def _children(owner: Any) -> Iterator[tuple[str, Any]]:
     is_named = has_named_layers(owner)
     found = {id(layer): layer.name for layer in owner.layers} if is_named else {}
+    taken = set(found.values())
     if is_named:
         yield from ((layer.name, layer) for layer in owner.layers)
     for attribute, value in list(vars(owner).items()):
@@ -61,8 +62,9 @@ def _children(owner: Any) -> Iterator[tuple[str, Any]]:
             continue
         for name, layer in _layers_in(attribute, value):
             if id(layer) not in found:
-                yield f"{name}:own" if name in found.values() else name, layer
+                yield f"{name}:own" if name in taken else name, layer
                 found[id(layer)] = name
+                taken.add(name)
     for position, layer in enumerate(() if is_named else getattr(owner, "_layers", ())):  # held by nothing searched
         if id(layer) not in found:
             yield f"{layer.name}:{position}", layer
@@ -109,12 +111,13 @@ def state_variables(model: Any) -> list[tuple[str, Any]]:
     """
     metrics = {id(variable) for variable in getattr(model, "metrics_variables", ())}
     named: dict[str, Any] = {}
+    numbers: dict[str, int] = {}  # the last one that was given to a path
     for variable in model.variables:
         if id(variable) in metrics:
             continue
-        name, number = variable.path, 1
+        name = path = variable.path
         while name in named:
-            number += 1
-            name = f"{variable.path}:{number}"
+            numbers[path] = numbers.get(path, 1) + 1
+            name = f"{path}:{numbers[path]}"
         named[name] = variable
     return list(named.items())

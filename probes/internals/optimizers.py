@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import keras
+import tensorflow as tf
 
 from precscope.probes.internals.layer_calls import set_instance_attribute
 from precscope.probes.internals.layer_tree import BOOKKEEPING
@@ -21,6 +22,7 @@ __all__ = [
     "leading_optimizer",
     "loss_scale",
     "loss_scaling",
+    "multiplier",
     "optimized_variables",
     "optimizers_of",
     "scale_variable",
@@ -48,6 +50,12 @@ def loss_scale(optimizer: Any) -> Any:
         return optimizer.dynamic_scale.value if optimizer.built else float(optimizer.initial_scale)
     factor = getattr(optimizer, "loss_scale_factor", None)
     return None if factor is None else float(factor)
+
+
+def multiplier(optimizer: Any) -> float:
+    """Return the number by which the loss is multiplied now, 1 where it is not scaled; waits for the device."""
+    scale = loss_scale(optimizer)
+    return 1.0 if scale is None else float(tf.identity(scale))  # a strategy's variable is no number
 
 
 def scale_variable(optimizer: Any) -> Any:

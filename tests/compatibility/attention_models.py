@@ -81,6 +81,17 @@ def flash_off() -> Training:
     return fit(compiled(Encoder(False), cross_entropy()), words()[0], integers(3, BATCH * STEPS))
 
 
+@configuration("attention, flash_attention=True", GROUP, refused="[Ff]lash attention is not supported")
+def flash_on() -> Training:
+    return fit(compiled(Encoder(True), cross_entropy()), words()[0], integers(3, BATCH * STEPS))
+
+
+@configuration("attention, keras.config.enable_flash_attention()", GROUP, unseen=FUSED)
+def flash_enabled() -> Training:
+    keras.config.enable_flash_attention()
+    return fit(compiled(Encoder(None), cross_entropy()), words()[0], integers(3, BATCH * STEPS))
+
+
 @configuration("attention, flash_attention left to Keras, scores returned", GROUP, unseen=FUSED)
 def flash_auto() -> Training:
     inputs = keras.Input((LENGTH, WIDTH))
@@ -109,6 +120,18 @@ def dot_attention() -> Training:
     model = keras.Model([query, value], layers.Dense(1)(x))
     data = [noise(BATCH * STEPS, LENGTH, 4), noise(BATCH * STEPS, 3, 4)]
     return fit(compiled(model), data, noise(BATCH * STEPS, LENGTH, 1))
+
+
+@configuration("encoder and decoder with cross-attention, causal mask and padding masks", GROUP)
+def encoder_decoder() -> Training:
+    source, target = keras.Input((LENGTH,), dtype="int32"), keras.Input((4,), dtype="int32")
+    memory = block(layers.Embedding(WORDS, WIDTH, mask_zero=True)(source))
+    x = layers.Embedding(WORDS, WIDTH, mask_zero=True)(target)
+    x = block(x, 1, use_causal_mask=True)
+    x = x + layers.MultiHeadAttention(2, WIDTH // 2, dropout=0.1, name="across")(x, memory)
+    model = keras.Model([source, target], layers.Dense(WORDS, dtype="float32", name="head")(x))
+    data = [integers(WORDS, BATCH * STEPS, LENGTH), integers(WORDS, BATCH * STEPS, 4)]
+    return fit(compiled(model, cross_entropy(), keras.optimizers.SGD(0.1)), data, integers(WORDS, BATCH * STEPS, 4))
 
 
 @configuration("patches of an image to a transformer (ViT)", GROUP)
@@ -179,4 +202,14 @@ def lora_attention() -> Training:
     attention = model.get_layer("attention_0")
     for layer in (attention.query_dense, attention.value_dense):
         layer.enable_lora(2)
+    return fit(compiled(model, cross_entropy(), keras.optimizers.SGD(0.1)), *words())
+
+
+@configuration("LoRA on weights quantized to int8", GROUP, policies=("mixed_bfloat16", "float32"))
+def lora_quantized() -> Training:
+    model = language_model()
+    for layer in model.layers:
+        if isinstance(layer, (layers.Dense, layers.Embedding)):
+            layer.quantize("int8")
+            layer.enable_lora(2)
     return fit(compiled(model, cross_entropy(), keras.optimizers.SGD(0.1)), *words())

@@ -332,6 +332,16 @@ def varying_length() -> Training:
     return fit(compiled(model), data)
 
 
+@configuration("sparse tensors as input", GROUP)
+def sparse_input() -> Training:
+    inputs = keras.Input((20,), sparse=True)
+    x = layers.Dense(5, "tanh", name="hidden")(inputs)
+    model = compiled(keras.Model(inputs, layers.Dense(1, name="head")(x)))
+    values = np.where(noise(MANY, 20) > 1, noise(MANY, 20, seed=8), 0).astype(np.float32)
+    data = tf.data.Dataset.from_tensor_slices((tf.sparse.from_dense(values), noise(MANY, 1))).batch(BATCH)
+    return fit(model, data)
+
+
 @configuration("float64 and integer data, sample weights", GROUP)
 def data_dtypes() -> Training:
     model = keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.Dense(1)])

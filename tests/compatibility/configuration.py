@@ -49,6 +49,7 @@ class Configuration:
         unseen: Reasons that are expected beside the usual ones: a pattern of layer ids, and of the reason.
         notices: A pattern of notices that are expected.
         weights_unseen: Why gradients of some trainable variables are not recorded, where that is expected.
+        refused: What Keras itself says where it refuses to train this, a pattern: PrecScope must change nothing of it.
         needs: Package without which it is skipped.
         bound_factor: How much wider its bound is, with the reason in `remark`.
         remark: What the docs say beside it.
@@ -63,6 +64,7 @@ class Configuration:
     unseen: Mapping[str, str] = field(default_factory=dict)
     notices: str | None = None
     weights_unseen: str | None = None
+    refused: str | None = None
     needs: str | None = None
     bound_factor: float = 1.0
     remark: str = ""

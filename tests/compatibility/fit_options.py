@@ -137,6 +137,14 @@ def cloned() -> Training:
     return several_fits(classifier(), lambda model: keras.models.clone_model(model))
 
 
+@configuration("SwapEMAWeights: weights swapped for their average at each validation", GROUP)
+def swapped_weights() -> Training:
+    model = classifier(keras.optimizers.SGD(0.05, use_ema=True, ema_momentum=0.5))
+    x, y = examples()
+    callbacks = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)]
+    return fit(model, x, y, epochs=3, validation_data=examples(BATCH), callbacks=callbacks)
+
+
 @configuration("ModelCheckpoint every epoch", GROUP)
 def checkpointed() -> Training:
     folder = tempfile.mkdtemp()

@@ -33,8 +33,10 @@ USUAL_REASONS = re.compile(
     "|Keras' losses look for the logits behind it"
 )
 NEVER_SAMPLED = 10**9
-#: How much further than two trainings without PrecScope from each other one under it may be from them.
+#: How much further than trainings without PrecScope from each other one under it may be from them.
 NOISE_FACTOR = 4
+#: How many more trainings without PrecScope tell how far they are from each other, where it matters.
+NOISE_TRAININGS = 3
 
 
 @dataclass
@@ -68,7 +70,12 @@ def judge(configuration: Configuration, policy: str) -> dict[str, Any]:
     try:
         plain = _train(configuration, policy, None)
     except Exception as error:
+        if configuration.refused is not None and re.search(configuration.refused, str(error)):
+            record |= _refusal(configuration, policy, error)
+            return record | {"seconds": round(time.perf_counter() - start, 1)}
         return record | {"faults": [f"does not train without PrecScope: {_short(error)}"], "broken": True}
+    if configuration.refused is not None:
+        return record | {"faults": [f"trains, though Keras was to say: {configuration.refused}"]}
     faults += _training_faults(plain)
     for name, options in (("idle", {"every": 1, "start": NEVER_SAMPLED}), ("sampled", {"every": 1})):
         try:
@@ -82,17 +89,26 @@ def judge(configuration: Configuration, policy: str) -> dict[str, Any]:
         if name == "idle":
             faults += _idle_faults(configuration, policy, plain, differences, record)
             continue
-        bound = BOUNDS[policy] * configuration.bound_factor
-        noise = record.get("noise", {"weights": 0.0, "losses": 0.0})
-        for key in ("weights", "losses"):
-            allowed = max(bound, NOISE_FACTOR * noise[key])
-            if not differences[key] <= allowed:
-                faults.append(f"sampled: {key} differ by {differences[key]:.2g}, more than {allowed:.2g}")
-        if differences["integers"]:
-            faults.append(f"sampled: counters or seeds differ: {differences['integers'][:3]}")
+        faults += _sampled_faults(configuration, policy, plain, differences, record)
         record |= _coverage(configuration, outcome, faults)
     record |= {"passed": not faults, "seconds": round(time.perf_counter() - start, 1)}
     return record
+
+
+def _refusal(configuration: Configuration, policy: str, said: Exception) -> dict[str, Any]:
+    """Hold what the training raises under PrecScope to what it raises without: the same type, the same words."""
+    faults = []
+    for name, options in (("idle", {"every": 1, "start": NEVER_SAMPLED}), ("sampled", {"every": 1})):
+        try:
+            _train(configuration, policy, options)
+        except Exception as error:
+            if type(error) is not type(said) or str(error) != str(said):
+                faults.append(f"{name}: without PrecScope it raises {_short(said)}, with it {_short(error)}")
+        else:
+            faults.append(f"{name}: trains under PrecScope, and raises {_short(said)} without")
+    words = " ".join(re.sub(r"\x1b\[[\d;]*m", "", str(said)).split())  # Keras writes some of it in bold
+    found = re.search(rf"[^.]*({configuration.refused})[^.]*", words)
+    return {"faults": faults, "passed": not faults, "refused": (found.group() if found else words).strip()}
 
 
 def _idle_faults(
@@ -101,12 +117,35 @@ def _idle_faults(
     """Hold a session that never samples to the last bit, unless two trainings without PrecScope differ as well."""
     if not (differences["weights"] or differences["losses"] or differences["integers"]):
         return []
-    again = difference(plain, _train(configuration, policy, None))
-    record["noise"] = again
+    again = _noise(configuration, policy, plain, record)
     worse = [key for key in ("weights", "losses") if differences[key] > NOISE_FACTOR * again[key]]
     if differences["integers"] and not again["integers"]:
         worse.append("integers")
     return [f"idle: {key} differ by {differences[key]}, without PrecScope by {again[key]}" for key in worse]
+
+
+def _sampled_faults(
+    configuration: Configuration, policy: str, plain: Outcome, differences: dict[str, Any], record: dict[str, Any]
+) -> Iterator[str]:
+    """Hold a session that samples every step to the bound, or to what trainings without PrecScope differ by."""
+    bound = BOUNDS[policy] * configuration.bound_factor
+    for key in ("weights", "losses"):
+        if differences[key] <= bound:
+            continue
+        allowed = max(bound, NOISE_FACTOR * _noise(configuration, policy, plain, record)[key])
+        if not differences[key] <= allowed:
+            yield f"sampled: {key} differ by {differences[key]:.2g}, more than {allowed:.2g}"
+    if differences["integers"]:
+        yield f"sampled: counters or seeds differ: {differences['integers'][:3]}"
+
+
+def _noise(configuration: Configuration, policy: str, plain: Outcome, record: dict[str, Any]) -> dict[str, Any]:
+    """Return by how much trainings without PrecScope differ from `plain` at most; measured once, kept in `record`."""
+    if "noise" not in record:
+        found = [difference(plain, _train(configuration, policy, None)) for _ in range(NOISE_TRAININGS)]
+        record["noise"] = {key: max(one[key] for one in found) for key in found[0]}
+    noise: dict[str, Any] = record["noise"]
+    return noise
 
 
 def _train(configuration: Configuration, policy: str, options: dict[str, Any] | None) -> Outcome:
@@ -162,7 +201,9 @@ def _traces(training: Training) -> set[str]:
     for model in (training.model, *training.others):
         for layer in model._flatten_layers():
             traces |= {
-                f"{layer.name}.{name}" for name in ("call", "train_step", "make_train_function") if name in vars(layer)
+                f"{layer.name}.{name}"
+                for name in ("call", "quantized_call", "train_step", "make_train_function")
+                if name in vars(layer)
             }
             for value in vars(layer).values():
                 if isinstance(value, keras.optimizers.Optimizer):

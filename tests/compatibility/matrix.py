@@ -4,12 +4,16 @@
 
 Results are kept as JSON lines as they come: a run that was interrupted goes on where it stopped, and several may work
 on one file. Rows that are there are not run again, unless with --again. On a machine with a GPU the same command fills
-the page's GPU column.
+the page's GPU column, and --cpu-jobs beside it the other one:
+
+    python -m tests.compatibility.matrix --all --jobs 10 --cpu-jobs 22 --deadline 420 --results host.jsonl
+    python -m tests.compatibility.matrix --no-run --merge host.jsonl --write docs/compatibility.md
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import subprocess
 import sys
@@ -31,6 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     if options.worker:
         return work(options)
+    for path in options.merge:
+        from tests.compatibility import results
+
+        print(f"{results.merge(path, options.results)} rows of {path}")
     if not options.no_run:
         started = time.time()
         run_workers(options, arguments if arguments is not None else sys.argv[1:])
@@ -56,29 +64,59 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--again", action="store_true", help="run rows that are there, too")
     parser.add_argument("--failed", action="store_true", help="run rows again that failed")
     parser.add_argument("--jobs", type=int, default=1, help="how many processes share the rows (default: 1)")
+    parser.add_argument("--cpu-jobs", type=int, default=0, help="beside them, how many that see no GPU (default: 0)")
+    parser.add_argument("--gpus", type=int, default=1, help="on how many GPUs the jobs are spread (default: 1)")
+    parser.add_argument("--threads", type=int, help="TensorFlow's threads in a job (default: its share of the cores)")
+    parser.add_argument("--deadline", type=float, metavar="SECONDS", help="begin no row after so long")
+    parser.add_argument("--merge", type=Path, nargs="+", default=[], metavar="FILE", help="first add these results")
     parser.add_argument("--worker", type=float, default=0, help=argparse.SUPPRESS)  # when the run began
     return parser
 
 
 def run_workers(options: argparse.Namespace, arguments: list[str]) -> None:
-    """Keep `--jobs` workers going until one of each has nothing left; a worker that crashes is replaced."""
+    """Keep the workers going until none has anything left; one that crashes is replaced."""
     command = [sys.executable, "-m", "tests.compatibility.matrix", *arguments, "--worker", str(time.time())]
-    environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "true"} | os.environ
-    workers = [subprocess.Popen(command, cwd=ROOT, env=environment) for _ in range(options.jobs)]
+
+    def start(environment: dict[str, str]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(command, cwd=ROOT, env=environment)
+
+    workers = {start(environment): environment for environment in environments(options)}
     crashes = 0
     try:
         while workers:
             time.sleep(0.5)
-            for position, worker in enumerate(list(workers)):
+            for worker, environment in list(workers.items()):
                 code = worker.poll()
                 if code is not None:
-                    workers.remove(worker)
+                    del workers[worker]
                     crashes += code not in (0, MORE_TO_DO)
                     if code and crashes <= MOST_CRASHES:
-                        workers.insert(position, subprocess.Popen(command, cwd=ROOT, env=environment))
+                        workers[start(environment)] = environment
     finally:
         for worker in workers:
             worker.terminate()
+
+
+def environments(options: argparse.Namespace) -> list[dict[str, str]]:
+    """Return the environment of each worker: which GPU it sees, and its share of the cores as TensorFlow's threads.
+
+    What the caller's environment says of threads and logs counts.
+    """
+    jobs = options.jobs + options.cpu_jobs
+    threads = str(options.threads or max(1, cpu_cores() // max(1, jobs)))
+    names = ("TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+    common = {"TF_CPP_MIN_LOG_LEVEL": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "true"} | dict.fromkeys(names, threads)
+    common |= os.environ
+    seen = common.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(options.gpus)))).split(",")
+    spread = [
+        {"CUDA_VISIBLE_DEVICES": seen[job % len(seen)]} if options.gpus > 1 else {} for job in range(options.jobs)
+    ]
+    return [common | own for own in [*spread, *[{"CUDA_VISIBLE_DEVICES": ""}] * options.cpu_jobs]]
+
+
+def cpu_cores() -> int:
+    """Return how many cores this process may use, which is less than the machine has where it is confined."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def work(options: argparse.Namespace) -> int:
@@ -88,9 +126,10 @@ def work(options: argparse.Namespace) -> int:
 
     device = describe_device()
     done = 0
-    # Each configuration once before any of them under a further policy: an early end leaves the fewest gaps.
-    queue = sorted(rows(options.only, options.all), key=lambda row: row[0].policies.index(row[1]))
+    queue = in_order(rows(options.only, options.all), results.read(options.results) | results.read(RESULTS))
     for configuration, policy in queue:
+        if options.deadline is not None and time.time() - options.worker > options.deadline:
+            return 0
         record = {
             "device": device["device"],
             "group": configuration.group,
@@ -111,6 +150,25 @@ def work(options: argparse.Namespace) -> int:
     return 0
 
 
+def in_order(queue: list[tuple[Any, str]], known: dict[tuple[str, ...], dict[str, Any]]) -> list[tuple[Any, str]]:
+    """Return rows in the order in which they are begun.
+
+    Each configuration once before any of them under a further policy: an early end leaves the fewest gaps. Among
+    those the longest first, as measured on whatever device, so that none is left for the end; what was never measured
+    comes before them.
+    """
+    seconds: dict[tuple[str, ...], float] = {}
+    for row, record in known.items():
+        seconds[row[1:]] = max(seconds.get(row[1:], 0.0), record.get("seconds", 0.0))
+
+    def place(row: tuple[Any, str]) -> tuple[int, float]:
+        configuration, policy = row
+        took = seconds.get((configuration.group, configuration.name, policy), float("inf"))
+        return configuration.policies.index(policy), -took
+
+    return sorted(queue, key=place)
+
+
 def _is_due(known: dict[str, Any] | None, options: argparse.Namespace) -> bool:
     if known is None:
         return True
@@ -124,6 +182,11 @@ def _outcome(configuration: Any, policy: str) -> dict[str, Any]:
 
     if configuration.missing:
         return {"passed": None, "skipped_for": f"{configuration.missing} is not installed", "faults": []}
+    try:
+        importlib.import_module(configuration.needs or "keras")
+    except Exception as error:  # made for another version of something
+        reason = f"{configuration.needs} cannot be imported here: {type(error).__name__}: {error}"
+        return {"passed": None, "skipped_for": " ".join(reason.split())[:200], "faults": []}
     return judge(configuration, policy)
 
 
@@ -140,9 +203,7 @@ def describe_device() -> dict[str, Any]:
     import tensorflow as tf
 
     gpus = tf.config.list_physical_devices("GPU")
-    name = (
-        tf.config.experimental.get_device_details(gpus[0]).get("device_name") if gpus else f"{os.cpu_count()} CPU cores"
-    )
+    name = tf.config.experimental.get_device_details(gpus[0]).get("device_name") if gpus else f"{cpu_cores()} CPU cores"
     versions = f"TensorFlow {tf.__version__}, Keras {keras.__version__}"
     return {"device": "gpu" if gpus else "cpu", "device_name": name, "versions": versions}
 

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from tests.compatibility.catalog import rows
-from tests.compatibility.judge import BOUNDS, NOISE_FACTOR
+from tests.compatibility.judge import BOUNDS, NOISE_FACTOR, NOISE_TRAININGS
 from tests.compatibility.optimizers_and_activations import ACTIVATIONS, OPTIMIZERS, activation_names
 
 DEVICES = ("cpu", "gpu")
@@ -25,19 +25,21 @@ that name it. This page is generated:
 
 trains what has no result yet, keeps results in `docs/data/compatibility.jsonl` as they come (an interrupted run goes
 on, several may share the file), and writes this page. `--all` adds every member of every family of
-`keras.applications`, `--only REGEX` chooses, `--again` and `--failed` run anew. keras-hub comes with
-`pip install --group keras-hub`. On a machine with a GPU the same command fills the GPU column.
+`keras.applications`, `--only REGEX` chooses, `--again` and `--failed` run anew, `--deadline SECONDS` begins no row
+later. keras-hub comes with `pip install --group keras-hub`. On a machine with a GPU the same command fills the GPU
+column, with `--cpu-jobs N` beside it both; `--merge FILE` adds the results of another machine.
 
 **A row passes where all of this holds:**
 
 - It trains: losses are finite and weights move.
 - **Not sampled, nothing changes:** under a session that never samples, losses, weights, counters and seeds are equal to
-  the last bit. Where two trainings without PrecScope differ from each other (a GPU may add up in any order), they may
-  differ by {noise} times as much.
+  the last bit. Where trainings without PrecScope differ from each other (a GPU may add up in any order; {again} more of
+  them tell), they may differ by {noise} times as much, and so may sampled results.
 - **Sampled, results agree:** losses and weights differ by no more than the bound, counters and seeds not at all.
 - **What is not recorded says why:** each layer is recorded forward and backward, or gives a reason. Beside reasons that
   every model has (a layer that only rearranges or selects, a model whose output is its last layer's, a float32 softmax
   or sigmoid, behind which Keras' losses look for the logits) only those pass that the configuration names beforehand.
+- Where Keras itself refuses to train, the row holds its words, and they are the same under PrecScope.
 - Every trainable weight's gradient is recorded, PrecScope tells of no trouble, and leaves nothing behind on model or
   optimizer.
 
@@ -52,6 +54,8 @@ a layer (2^-24, 2^-11 or 2^-8), which depth, and normalization over small batche
 AFTER = """
 ## What this taught, and what remains
 
+- On TensorFlow Keras has no flash attention: asked for it (`flash_attention=True`) it refuses to train, with the same
+  words under PrecScope; `keras.config.enable_flash_attention()` alone changes nothing.
 - Keras itself (3.15 on TensorFlow) refuses a `train_step` that returns nothing or an empty dict: there is no such row.
 - Of several optimizers, loss, loss scale and applied steps are those of one: the model's own, or the first that is used
   where that one never is. Weights and gradients are recorded for all.
@@ -72,7 +76,7 @@ AFTER = """
 def page(records: Records) -> str:
     """Return the page; rows without a result say "not run"."""
     bounds = {name.removeprefix("mixed_"): value for name, value in BOUNDS.items()}
-    parts = [HEAD.format(command=COMMAND, noise=NOISE_FACTOR, **bounds), summary(records)]
+    parts = [HEAD.format(command=COMMAND, noise=NOISE_FACTOR, again=NOISE_TRAININGS, **bounds), summary(records)]
     shown = [(c, p) for c, p in rows(extended=True) if not c.extended or _results(records, c, p)]
     for group in dict.fromkeys(configuration.group for configuration, _ in shown):
         parts.append(f"\n## {group}\n")
@@ -121,7 +125,8 @@ def group_table(records: Records, shown: list[tuple[Any, str]]) -> list[str]:
         results = _results(records, configuration, policy)
         best = next(iter(results.values()), {})
         seen = f"{best['forward']}, {best['backward']} of {best['layers']}" if "layers" in best else ""
-        cells = [configuration.name, policy, seen, _reasons(best), _difference(best)]
+        reasons = f"Keras refuses: {best['refused']}" if "refused" in best else _reasons(best)
+        cells = [configuration.name, policy, seen, reasons, _difference(best)]
         lines.append(f"| {' | '.join(cells)} | {_verdict(results.get('cpu'))} | {_verdict(results.get('gpu'))} |")
     return lines
 

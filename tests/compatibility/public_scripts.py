@@ -37,7 +37,7 @@ def main() -> int:
     """Run every script under every policy, and print one JSON record for each."""
     options = _arguments()
     work = Path(options.work or tempfile.mkdtemp(prefix="public_scripts_")).absolute()
-    make_data(work / "keras_home")
+    make_data(work / "keras_home", options.images)
     jobs = [(script.absolute(), policy) for policy in options.policy or ["float32"] for script in options.scripts]
     with ThreadPoolExecutor(options.jobs) as pool:
         for record in pool.map(lambda job: _tried(job[0], job[1], work, options), jobs):
@@ -55,6 +55,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("scripts", nargs="+", type=Path)
     parser.add_argument("--policy", action="append", help="a Keras dtype policy; may be given again")
+    parser.add_argument("--images", type=int, default=3000, help="images to train with; a script may hold back 10,000")
     parser.add_argument("--epochs", type=int, help="no fit trains longer, by Keras' own KERAS_MAX_EPOCHS")
     parser.add_argument("--steps", type=int, help="no epoch is longer, by Keras' own KERAS_MAX_STEPS_PER_EPOCH")
     parser.add_argument("--path", action="append", default=[], help="a folder with packages that the scripts import")

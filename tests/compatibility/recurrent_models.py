@@ -19,7 +19,8 @@ from tests.compatibility.configuration import (
 )
 
 GROUP = "Recurrent networks and time"
-LOOP = "inside a loop only the forward pass can be recorded"
+#: Why a cell is not seen: it is called in a loop, or, on a GPU, cuDNN computes the layer and it is not called.
+LOOP = "inside a loop only the forward pass can be recorded|it was not called"
 layers, ops = keras.layers, keras.ops
 
 
@@ -49,6 +50,11 @@ def lstm_unrolled() -> Training:
 @configuration("LSTM without cuDNN (recurrent dropout)", GROUP, unseen={"lstm/cell": LOOP})
 def lstm_dropout() -> Training:
     return over_time(layers.LSTM(4, name="lstm", dropout=0.1, recurrent_dropout=0.1), layers.Dense(1))
+
+
+@configuration("LSTM with use_cudnn=False", GROUP, unseen={"lstm/cell": LOOP})
+def lstm_plain() -> Training:
+    return over_time(layers.LSTM(4, use_cudnn=False, name="lstm"), layers.Dense(1))
 
 
 @configuration("LSTM, return_sequences and return_state, stacked", GROUP, unseen={r"(first|second)/cell": LOOP})

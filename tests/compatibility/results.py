@@ -6,13 +6,14 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 #: What identifies a row of the results.
 KEY = ("device", "group", "name", "policy")
@@ -55,10 +56,29 @@ def append(path: Path, record: dict[str, Any]) -> None:
         file.write(json.dumps(record).encode() + b"\n")
 
 
+def merge(source: Path, target: Path) -> int:
+    """Add the last record of each row of `source` to `target`, and return how many that were.
+
+    Not added: what `target` has of a later time, and a row that was skipped where `target` tells how it came out.
+    """
+    known, added = read(target), 0
+    for row, record in read(source).items():
+        old = known.get(row)
+        if old is not None:
+            is_older = record["ended_unix_s"] <= old["ended_unix_s"]
+            if is_older or (record["passed"] is None and old["passed"] is not None):
+                continue
+        append(target, record)
+        added += 1
+    return added
+
+
 @contextlib.contextmanager
 def claimed(path: Path, row: tuple[str, ...]) -> Iterator[Claim | None]:
     """Give the claim on a row, or None where another process holds it. It ends with its process, also by a kill."""
-    folder = path.with_name(f"{path.name}.claims")
+    # Locks hold on one machine only, and there, where locks are sure to work.
+    of_file = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    folder = Path(tempfile.gettempdir()) / f"precscope-matrix-{of_file}"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / hashlib.sha256("\n".join(row).encode()).hexdigest()[:24]).open("a+") as file:
         try:

@@ -19,25 +19,26 @@ if TYPE_CHECKING:
 
 __all__ = ["environment", "make_data"]
 
-IMAGES = (3000, 500)  # for training and for testing; the published ones are 60,000 and 10,000
+TEST_IMAGES = 500  # the published test set has 10,000
 REVIEWS = 640
 REVIEW_WORDS = 200
 VOCABULARY = 20_000
 
 
-def make_data(home: Path) -> None:
-    """Write MNIST, Fashion-MNIST and IMDB as Keras keeps them, small and made up; what is there stays.
+def make_data(home: Path, images: int) -> None:
+    """Write MNIST, Fashion-MNIST and IMDB as Keras keeps them, small and made up.
 
     Args:
         home: What `KERAS_HOME` names.
+        images: How many images there are to train with; the published sets have 60,000.
     """
     datasets = home / "datasets"
     (datasets / "fashion-mnist").mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    (x_train, y_train), (x_test, y_test) = (_digits(rng, count) for count in IMAGES)
+    (x_train, y_train), (x_test, y_test) = (_digits(rng, count) for count in (images, TEST_IMAGES))
     np.savez(datasets / "mnist.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)
-    for name, images, labels in (("train", x_train, y_train), ("t10k", x_test, y_test)):
-        _write_idx(datasets / "fashion-mnist" / f"{name}-images-idx3-ubyte.gz", images)
+    for name, pictures, labels in (("train", x_train, y_train), ("t10k", x_test, y_test)):
+        _write_idx(datasets / "fashion-mnist" / f"{name}-images-idx3-ubyte.gz", pictures)
         _write_idx(datasets / "fashion-mnist" / f"{name}-labels-idx1-ubyte.gz", labels)
     (x_train, y_train), (x_test, y_test) = (_reviews(rng) for _ in range(2))
     np.savez(datasets / "imdb.npz", x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test)

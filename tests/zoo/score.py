@@ -36,8 +36,6 @@ class Score:
         wrong: Layers named that are neither needed nor tolerated.
         top_is_right: Whether the first finding names the right layer (or none, where the action has none) and action.
         is_false_alarm: Whether a healthy control was given a warning or an error.
-        proven: Whether a replay proved a set of layers, an empty one for a healthy control; None where none was made.
-        proven_layers: That set.
     """
 
     case: Case
@@ -48,8 +46,6 @@ class Score:
     wrong: tuple[str, ...]
     top_is_right: bool
     is_false_alarm: bool
-    proven: bool | None
-    proven_layers: tuple[str, ...]
 
     @property
     def is_right(self) -> bool:
@@ -75,20 +71,12 @@ class Total:
     false_alarms: int
 
 
-def profile_case(
-    case: Case, path: Path, every: int = 5, steps: int = STEPS, *, prove: bool = False, **options: Any
-) -> Run:
-    """Train the case inside `precscope.profile`, sampling every so many steps, and return the run.
-
-    With `prove` the advice is replayed on batches of the run.
-    """
+def profile_case(case: Case, path: Path, every: int = 5, steps: int = STEPS, **options: Any) -> Run:
+    """Train the case inside `precscope.profile`, sampling every so many steps, and return the run."""
     model = build(case)
     quiet: dict[str, Any] = {"reference": True, "profile_steps": 0, "device_interval_s": 0.0}
-    quiet |= {"keep_batches_mib": 16.0} if prove else {}
     session = precscope.profile(model, path, every=every, **(quiet | options))
     train_model(case, model, session, steps)
-    if prove:
-        session.verify(most_batches=2, most_tests=12)
     return precscope.open_run(path)
 
 
@@ -116,8 +104,6 @@ def score_case(case: Case, run: Run) -> Score:
         and serious[0].action in right_actions
         and (serious[0].layer in right_layers or (not right_layers and serious[0].action != "keep_float32")),
         case.is_healthy and bool(serious),
-        None if run.verification is None else run.verification.proven,
-        () if run.verification is None else run.verification.pins,
     )
 
 
