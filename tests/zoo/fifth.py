@@ -236,7 +236,14 @@ CASES = (
         batch=32,
     ),
     Case(
-        "temporal_net", "Separable convolutions in time.", temporal_convolutions, short_signals, action="none", batch=32
+        "temporal_net",
+        "Separable convolutions in time; float16 drops other values, hence the bound.",
+        temporal_convolutions,
+        short_signals,
+        action="none",
+        bound=0.06,
+        first_bad_step=5,
+        batch=32,
     ),
     Case("day_of_hours", "Hours of up to 100.", rounded_phase, partial(hours, 100.0), action="none"),
 )
