@@ -19,6 +19,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import cProfile
 import platform
 import pstats
+import sys
 import tempfile
 import time
 from contextlib import nullcontext, redirect_stdout
@@ -39,6 +40,8 @@ def deep_model(layers: int, form: str = "functional", xla: bool = False) -> Any:
     """Return a compiled model of so many layers beside its input and its head: "functional" or "nested"."""
     import keras
 
+    # Keras walks a functional model from its output back to its input by recursion: four frames a layer.
+    sys.setrecursionlimit(max(sys.getrecursionlimit(), 10 * layers))
     keras.utils.set_random_seed(1)
     inputs = keras.Input((UNITS,))
     if form == "nested":
