@@ -17,7 +17,7 @@ from tests.compatibility import matrix, results
 from tests.compatibility.catalog import rows
 from tests.compatibility.configuration import CONFIGURATIONS, Configuration, Training, compiled, fit, noise
 from tests.compatibility.judge import Outcome, difference, judge
-from tests.compatibility.page import failures, page
+from tests.compatibility.page import KNOWN_FAILURES, failures, page
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -160,7 +160,7 @@ def test_the_page_in_the_docs_is_that_of_the_results(repository: Path) -> None:
     if not any(f"Keras {keras.__version__}" in versions for versions in made_with):
         pytest.skip(f"The page lists what {made_with} has; this is Keras {keras.__version__}.")
     assert (repository / "docs" / "compatibility.md").read_text(encoding="utf-8") == page(records)
-    assert failures(records) == []
+    assert {row for row, record in records.items() if record["passed"] is False} == set(KNOWN_FAILURES)
     assert len({row[1:3] for row, record in records.items() if record["passed"]}) >= 60
 
 

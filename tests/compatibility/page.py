@@ -74,10 +74,26 @@ AFTER = """
 """
 
 
+#: What is known about rows that fail; a test holds that no other does.
+KNOWN_FAILURES = {
+    ("gpu", "Recurrent networks and time", "GRU", "mixed_bfloat16"): (
+        "The GRU, on cuDNN, gives NaN in bfloat16 without PrecScope as well."
+    ),
+    ("gpu", "Recurrent networks and time", "LSTM", "mixed_bfloat16"): (
+        "The LSTM, on cuDNN in bfloat16, gave NaN with every step sampled, and not in the trainings without PrecScope. "
+        "Whether that is what happens to the GRU was not found out."
+    ),
+}
+
+
 def page(records: Records) -> str:
     """Return the page; rows without a result say "not run"."""
     bounds = {name.removeprefix("mixed_"): value for name, value in BOUNDS.items()}
-    parts = [HEAD.format(command=COMMAND, noise=NOISE_FACTOR, again=NOISE_TRAININGS, **bounds), summary(records)]
+    parts = [
+        HEAD.format(command=COMMAND, noise=NOISE_FACTOR, again=NOISE_TRAININGS, **bounds),
+        summary(records),
+        what_failed(records),
+    ]
     shown = [(c, p) for c, p in rows(extended=True) if not c.extended or _results(records, c, p)]
     for group in dict.fromkeys(configuration.group for configuration, _ in shown):
         parts.append(f"\n## {group}\n")
@@ -89,6 +105,14 @@ def page(records: Records) -> str:
 def failures(records: Records) -> list[str]:
     """Return a line for each row that failed."""
     return [f"{' / '.join(row)}: {'; '.join(r['faults'])}" for row, r in records.items() if r["passed"] is False]
+
+
+def what_failed(records: Records) -> str:
+    """Return the rows that failed, with what is known about them; empty where none did."""
+    failed = [row for row, record in records.items() if record["passed"] is False]
+    lines = [f"- {line}" for line in failures(records)]
+    known = [text for row, text in KNOWN_FAILURES.items() if row in failed]
+    return "\n".join(["", "## What failed", "", *lines, "", *known]) if failed else ""
 
 
 def summary(records: Records) -> str:
