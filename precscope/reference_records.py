@@ -37,7 +37,7 @@ class ReferenceStepRecord:
             keep more digits in the training.
         time_ns: What it cost, tracing not counted; the first one takes longer, for TensorFlow optimizes the two graphs.
         left_out: Layers that could not be run in float32, as "layer: reason". They, and what depends on them, have a
-            reference that is less than float32.
+            reference that is less than float32. Also layers whose twin failed: these have no error of their own.
     """
 
     step: int

@@ -89,7 +89,7 @@ class ReferencePass:
 
     Attributes:
         policies: Names of the dtype policies for the pass, by layer id.
-        left_out: Why a layer could not be run in float32, by id; known once the pass was traced.
+        left_out: Why a layer could not be run in float32, or its twin not, by id; known once the pass was traced.
     """
 
     def __init__(self, model: Any, plans: dict[str, TapPlan]) -> None:
@@ -164,19 +164,23 @@ class ReferencePass:
         state = call_state(family)
         before = _values(state)
         inputs = [x for x in keras.tree.flatten((args, kwargs)) if is_float_tensor(x)]
+        # The twin gets structures of its own: augmentation layers write into the dict that they are given.
+        twin_args, twin_kwargs = keras.tree.map_structure(lambda x: x, (args, kwargs))
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(inputs)
             try:
                 outputs = call(*args, **kwargs)
             except _FAILURES as error:
                 self.left_out[plan.id] = f"it fails in float32 ({error_in_a_line(error, 200)})"
-                return self._call_twin(family, call, args, kwargs), None
+                return self._call_twin(family, call, twin_args, twin_kwargs), None
         after = _values(state)
         _assign(state, before)
         with tf.GradientTape(persistent=True) as twin_tape:
             twin_tape.watch(inputs)
-            twins = self._call_twin(family, call, args, kwargs)
+            twins = self._call_twin_or_leave_out(plan, family, call, twin_args, twin_kwargs)
         _assign(state, after)
+        if plan.id in self.left_out:
+            return outputs, None
         return outputs, _Twin(
             inputs=[x for x in inputs if not _is_data(x)],
             variables=self._variables_of(plan.layer),
@@ -194,6 +198,17 @@ class ReferencePass:
             for variable in own_variables(owner)
             if variable.trainable
         }
+
+    def _call_twin_or_leave_out(
+        self, plan: TapPlan, family: Sequence[Any], call: Callable[..., Any], args: Any, kwargs: Any
+    ) -> Any:
+        """Call the twin; of a layer whose twin fails only the whole error is measured."""
+        try:
+            return self._call_twin(family, call, args, kwargs)
+        except _FAILURES as error:
+            trained = self._trained[id(plan.layer)].compute_dtype
+            self.left_out[plan.id] = f"its twin in {trained} fails ({error_in_a_line(error, 200)})"
+            return None
 
     def _call_twin(self, family: Sequence[Any], call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         begin = _op_count()

@@ -63,7 +63,7 @@ class ReferenceMeasurement:
         loss_reference: Loss in float32; None where the step does not show it.
         loss_policy: Loss in the training's policy.
         tensors: In the order in which the float32 pass met them.
-        left_out: Layers that could not be run in float32, with the reason, by id.
+        left_out: Layers that could not be run in float32, or whose twin failed, with the reason, by id.
         uneven_draws: Kinds of random ops whose numbers are not the same in both passes.
         trace_time_ns: What tracing the passes took; 0 where they were traced before.
     """

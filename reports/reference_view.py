@@ -80,7 +80,7 @@ class ReferenceView:
         loss_policy: Loss in the training's policy, or None.
         losses: The loss in float32 and in the training's policy, in words; None where the train step shows none.
         random: How random numbers were held equal, or why not; printable.
-        left_out: Layers that could not be run in float32, and why; printable.
+        left_out: Layers that could not be run in float32, or whose twin failed, and why; printable.
         rows: In the order of the layers.
     """
 

@@ -226,7 +226,24 @@ class FailsWide(keras.layers.Layer):
         return x + tf.constant(1.0, tf.float16)
 
 
-@pytest.mark.parametrize(("kind", "words"), [(HardCoded, "computes in float16 by itself"), (FailsWide, "fails in")])
+class CastsBeforeCall(keras.layers.Layer):
+    """Its twin, which is run by `call` alone, gets float32."""
+
+    def __call__(self, x: Any, **kwargs: Any) -> Any:
+        return super().__call__(tf.cast(x, self.compute_dtype) if tf.is_tensor(x) else x, **kwargs)
+
+    def call(self, x: Any) -> Any:
+        return x + tf.constant(1.0, self.compute_dtype)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (HardCoded, "computes in float16 by itself"),
+        (FailsWide, "it fails in float32"),
+        (functools.partial(CastsBeforeCall, autocast=False), "its twin in float16 fails"),
+    ],
+)
 def test_layers_that_cannot_run_in_float32_are_left_out_and_named(kind: Any, words: str):
     model = keras.Sequential(
         [
@@ -242,6 +259,37 @@ def test_layers_that_cannot_run_in_float32_are_left_out_and_named(kind: Any, wor
     assert left_out.startswith("stubborn: ")
     assert words in left_out
     assert (of(run, "head", "activation").own_relative_error or 0) > 0
+
+
+class FlipsADict(keras.layers.RandomFlip):
+    """Hands its images on in a dict, into which Keras' augmentation layers write."""
+
+    def call(self, images: Any, training: bool = True) -> Any:
+        return super().call({"images": images}, training)["images"]
+
+
+def test_layers_that_augment_images_are_compared_with_the_same_draws():
+    policy = "mixed_float16"
+    stack: dict[str, Any] = {
+        "flip": layers.RandomFlip(name="flip", dtype=policy),
+        "dict": FlipsADict(name="dict", dtype=policy),
+        "turn": layers.RandomRotation(0.1, name="turn", dtype=policy),
+        "zoom": layers.RandomZoom(0.1, name="zoom", dtype=policy),
+        "shift": layers.RandomTranslation(0.1, 0.1, name="shift", dtype=policy),
+        "crop": layers.RandomCrop(8, 8, name="crop", dtype=policy),
+        "light": layers.RandomBrightness(0.1, (0, 1), name="light", dtype=policy),
+        "contrast": layers.RandomContrast(0.3, (0, 1), name="contrast", dtype=policy),
+    }
+    head = [layers.Conv2D(2, 3, dtype=policy), layers.GlobalAveragePooling2D(dtype="float32")]
+    model = keras.Sequential([keras.Input((10, 10, 3)), *stack.values(), *head])
+    model.compile("sgd", "mse", jit_compile=False)
+    rng = np.random.default_rng(3)
+    run = Taken(model, rng.random((4, 10, 10, 3), np.float32), rng.random((4, 2), np.float32))
+    assert run.reference_steps[0].left_out == ()
+    for layer in stack:
+        record = of(run, layer, "activation")
+        assert 0 < (record.relative_error or 0) < 0.01, layer
+        assert 0 < (record.own_relative_error or 0) < 0.005, layer
 
 
 def test_variables_in_16_bits_are_computed_with_in_float32():

@@ -28,6 +28,9 @@ __all__ = [
     "with_mask_of",
 ]
 
+#: Keras' base of preprocessing layers; its name and module differ between Keras' versions.
+_DataLayer = keras.layers.Rescaling.__base__
+
 
 def set_instance_attribute(target: Any, name: str, value: Any) -> Callable[[], None]:
     """Shadow a method by an attribute of the instance, past Keras' tracking; return a function that undoes it."""
@@ -84,7 +87,9 @@ def call_under_policy(layer: Any, call: Callable[..., Any], args: Any, kwargs: A
     def convert(x: Any) -> Any:
         return layer.dtype_policy.convert_input(x, layer.autocast, layer.input_dtype)
 
-    if layer._convert_input_args:
+    if isinstance(layer, _DataLayer):  # casts its data, whole numbers too, and has Keras' cast shut off meanwhile
+        args = keras.tree.map_structure(lambda x: backend.convert_to_tensor(x, layer.compute_dtype), args)
+    elif layer._convert_input_args:
         args, kwargs = keras.tree.map_structure(convert, (args, kwargs))
     is_float = keras.backend.is_float_dtype(layer.compute_dtype)
     with AutocastScope(layer.compute_dtype if layer.autocast and is_float else None):
