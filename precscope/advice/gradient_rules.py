@@ -67,37 +67,25 @@ def gradient_overflow(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _overflow_that_weights_show(evidence: Evidence) -> Iterator[Finding]:
-    bad = np.flatnonzero(evidence.any_bad("weight"))
-    scale = evidence.skips.last_scale
-    if not len(bad) or evidence.step(int(bad[0])) == 0 or scale is None:
+    """Yield the layers that a fixed loss scale did not protect."""
+    first, scale = _weights_lost_behind_the_forward_pass(evidence), evidence.skips.last_scale
+    if first is None or scale is None:
         return
-    if any(source.samples[0] <= bad[0] for source in evidence.forward_sources):
-        return
-    names = [layer.id for layer in evidence.layers if evidence.bad("weight", layer.id)[bad[0]]]
-    if not any(evidence.graph.by_id[name].compute_dtype == "float16" for name in names):
-        return
-    yield Finding(
-        id="gradient_overflow",
-        layer=names[0],
-        severity="error",
-        confidence="observed",
-        action="lower_loss_scale",
-        numbers={"loss scale": Number(scale), "layers": Number(len(names))},
-        sentence=(
-            f"The weights of {listed(names)} turned infinite or NaN by step {evidence.step(int(bad[0])):,}, and no "
+    names = [layer.id for layer in evidence.layers if evidence.bad("weight", layer.id)[first]]
+    if any(evidence.graph.by_id[name].compute_dtype == "float16" for name in names):
+        yield _too_high_a_scale(
+            names,
+            scale,
+            f"The weights of {listed(names)} turned infinite or NaN by step {evidence.step(first):,}, and no "
             f"forward pass had been so before: the gradient overflowed at the fixed loss scale of {plain(scale)}, and "
-            f"such a step is not skipped."
-        ),
-    )
+            f"such a step is not skipped.",
+        )
 
 
 def _overflow_unnoticed(evidence: Evidence) -> Iterator[Finding]:
     """Yield the embedding that a dynamic loss scale did not protect."""
-    bad = np.flatnonzero(evidence.any_bad("weight"))
-    if not len(bad) or evidence.step(int(bad[0])) == 0:
-        return
-    first = int(bad[0])
-    if any(source.samples[0] <= first for source in evidence.forward_sources):
+    first = _weights_lost_behind_the_forward_pass(evidence)
+    if first is None:
         return
     layers = [layer for layer in evidence.layers if evidence.bad("weight", layer.id)[first]]
     scale = evidence.samples[first].loss_scale
@@ -105,18 +93,33 @@ def _overflow_unnoticed(evidence: Evidence) -> Iterator[Finding]:
     if not layers or not scale or any(layer.type not in _SPARSE_GRADIENTS for layer in layers):
         return
     names = [layer.id for layer in layers]
-    yield Finding(
+    yield _too_high_a_scale(
+        names,
+        scale,
+        f"The weights of {listed(names)} turned infinite or NaN by step {evidence.step(first):,}, although the "
+        f"forward pass was finite and the loss scale dynamic: of an embedding's gradients for the same row, Keras "
+        f"checks the last only, and the overflow of another went unnoticed.",
+    )
+
+
+def _weights_lost_behind_the_forward_pass(evidence: Evidence) -> int | None:
+    """Return the sample in which weights were bad first, if they became so in training, and no output before them."""
+    bad = np.flatnonzero(evidence.any_bad("weight"))
+    if not len(bad) or evidence.step(int(bad[0])) == 0:
+        return None
+    first = int(bad[0])
+    return None if any(source.samples[0] <= first for source in evidence.forward_sources) else first
+
+
+def _too_high_a_scale(names: list[str], scale: float, sentence: str) -> Finding:
+    return Finding(
         id="gradient_overflow",
         layer=names[0],
         severity="error",
         confidence="observed",
         action="lower_loss_scale",
         numbers={"loss scale": Number(scale), "layers": Number(len(names))},
-        sentence=(
-            f"The weights of {listed(names)} turned infinite or NaN by step {evidence.step(first):,}, although the "
-            f"forward pass was finite and the loss scale dynamic: of an embedding's gradients for the same row, Keras "
-            f"checks the last only, and the overflow of another went unnoticed."
-        ),
+        sentence=sentence,
     )
 
 
