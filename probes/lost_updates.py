@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from precscope.probes.packed_tensors import PACKED_LIMIT, PackedTensors
+from precscope.probes.packed_tensors import MOST_PACKED, PACKED_LIMIT, PackedTensors
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,14 +21,15 @@ def count_lost_updates(steps: Sequence[tuple[Any, Any, Any]]) -> Any:
     Updates, lost updates, and elements that were finite before and are not any more.
 
     An update is an element with a non-zero gradient (NaN and infinities among them); it is lost where the weight is
-    equal before and after. Tensors are packed together, since each count is a kernel on a GPU, but for large ones.
+    equal before and after. Tensors are packed together, since each count is a kernel on a GPU, but for large ones and
+    for what would be too many.
     """
     elements = [before.shape.num_elements() for before, _, _ in steps]
-    together = [index for index, number in enumerate(elements) if number <= PACKED_LIMIT]
-    groups = [
-        *([together] if together else []),
-        *([index] for index, number in enumerate(elements) if number > PACKED_LIMIT),
-    ]
+    small = np.array(elements) <= PACKED_LIMIT
+    # Three matrices of float32: before, after, gradient.
+    small &= np.cumsum(np.where(small, elements, 0)) <= MOST_PACKED // 3
+    together = np.flatnonzero(small).tolist()
+    groups = [*([together] if together else []), *([index] for index in np.flatnonzero(~small).tolist())]
     counts = [_count([steps[index] for index in group], [elements[index] for index in group]) for group in groups]
     return tf.gather(tf.concat(counts, 0), np.argsort(np.concatenate(groups)))
 

@@ -19,12 +19,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["PACKED_LIMIT", "ROW", "PackedTensors"]
+__all__ = ["MOST_PACKED", "PACKED_LIMIT", "ROW", "PackedTensors"]
 
 #: Elements in a row of the matrix; a multiple of the histogram's blocks.
 ROW = 2048
 #: Larger tensors are better described where they are: packing copies.
 PACKED_LIMIT = 2**22
+#: Elements that a step may pack, half a GiB in float32: a model whose weights fill the GPU has no room for copies.
+MOST_PACKED = 2**27
 # Rows of a tensor that are reduced together; padded to one of these numbers, so that few kernels are compiled. The
 # first two are those of the statistic.
 _ROWS_OF_A_TENSOR = tuple(64 * 16**power for power in range(6))

@@ -94,6 +94,7 @@ class Recorder:
     def begin(self) -> None:
         """Start a trace (or an eager step) in the current graph."""
         self._trace = _Trace(current_graph())
+        self._rows.begin()
         if self._trace.graph is not None:
             self.traces += 1
 

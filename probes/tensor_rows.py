@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from precscope.formats import FORMATS
 from precscope.probes.internals.xla import tie
-from precscope.probes.packed_tensors import PACKED_LIMIT
+from precscope.probes.packed_tensors import MOST_PACKED, PACKED_LIMIT
 from precscope.probes.statistic import (
     Partials,
     finish,
@@ -52,6 +52,11 @@ class TensorRows:
     def __init__(self, in_xla: bool) -> None:
         self._in_xla = in_xla
         self._partial_functions: dict[tuple[str, int | None], Any] = {}
+        self._packed = 0
+
+    def begin(self) -> None:
+        """Begin with another step."""
+        self._packed = 0
 
     def part(self, x: Any, dtype: str, batch: int | None, kind: TensorKind) -> tuple[Any, Any]:
         """Return what `finished_rows` makes a row of, and what to go on with in place of `x`.
@@ -64,7 +69,8 @@ class TensorRows:
         """
         if not self._in_xla:
             return _row(x, dtype), x
-        if _may_wait(x, kind):
+        if self._may_wait(x, kind):
+            self._packed += x.shape.num_elements()
             return _Waiting(x, dtype), x  # all of a format are described together
         if (dtype, batch) not in self._partial_functions:
             # One function for all tensors of a format, traced once for each shape: what it holds would be some hundred
@@ -75,19 +81,18 @@ class TensorRows:
         x, count, padding, subset, looked_at, *rows = self._partial_functions[dtype, batch](x)
         return Partials(count, tuple(rows), padding, subset, looked_at), x
 
+    def _may_wait(self, x: Any, kind: TensorKind) -> bool:
+        """Tell whether a tensor can be described at the step's end without taking much memory until then."""
+        if not x.shape.is_fully_defined():
+            return False
+        limit = PACKED_LIMIT if kind in ("weight", "weight_gradient") else _SMALL
+        return 0 < x.shape.num_elements() <= min(limit, MOST_PACKED - self._packed)
+
     def row_in_loop(self, x: Any, dtype: str, batch: int | None) -> Any:
         """Return the finished row [ROW_WIDTH] of a tensor in the graph of a loop, which a part could not leave."""
         if not self._in_xla:
             return _row(x, dtype)
         return finish([partial_statistics(x, FORMATS[dtype], batch=batch)])[0]
-
-
-def _may_wait(x: Any, kind: TensorKind) -> bool:
-    """Tell whether a tensor can be described at the step's end without taking much memory until then."""
-    if not x.shape.is_fully_defined():
-        return False
-    limit = PACKED_LIMIT if kind in ("weight", "weight_gradient") else _SMALL
-    return 0 < x.shape.num_elements() <= limit
 
 
 def finished_rows(parts: list[Any]) -> dict[int, Any]:

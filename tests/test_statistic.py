@@ -8,8 +8,10 @@ import pytest
 import tensorflow as tf
 
 from precscope.formats import FORMATS
+from precscope.probes import tensor_rows
 from precscope.probes.statistic import (
     EMPTY_ROW,
+    Partials,
     decode_rows,
     finish,
     merge_rows,
@@ -166,3 +168,19 @@ def test_merged_rows_are_the_statistics_of_both() -> None:
     expected = merge(describe(first), describe(second))
     assert_agrees(merged[None], expected)
     np.testing.assert_array_equal(merge_rows(tf.constant(EMPTY_ROW), tf.constant(rows[0])).numpy(), rows[0])
+
+
+def test_what_is_too_much_to_be_packed_is_described_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tensor_rows, "MOST_PACKED", 3_000)
+    tensors = [wild("float32", size) for size in (1_000, 2_500, 1_900)]
+
+    @tf.function(jit_compile=True, autograph=False)
+    def rows() -> tf.Tensor:
+        described = tensor_rows.TensorRows(in_xla=True)
+        parts = [described.part(tf.constant(x), "float32", None, "weight")[0] for x in tensors]
+        assert [isinstance(part, Partials) for part in parts] == [False, True, False]
+        finished = tensor_rows.finished_rows(parts)
+        return tf.stack([finished[id(part)] for part in parts])
+
+    for row, x in zip(rows().numpy(), tensors, strict=True):
+        assert_agrees(row[None], describe(x))
