@@ -39,8 +39,8 @@ def kept_relu(recorder: Recorder) -> AbstractContextManager[None]:
             return tf.identity(output), lambda gradient: gradient_of(gradients=gradient, features=features)
 
         def relu(x: Any) -> Any:
-            tells = tf.is_tensor(x) and x.dtype.is_floating and recorder.place() == "root"
-            return tf.custom_gradient(tied)(x) if tells else original(x)
+            is_recorded = tf.is_tensor(x) and x.dtype.is_floating and recorder.place() == "root"
+            return tf.custom_gradient(tied)(x) if is_recorded else original(x)
 
         return relu
 

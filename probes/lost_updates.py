@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
-from precscope.probes.packed_tensors import MOST_PACKED, PACKED_LIMIT, PackedTensors
+from precscope.probes.packed_tensors import MOST_PACKED, PACKED_LIMIT, PackedTensors, in_order
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +31,7 @@ def count_lost_updates(steps: Sequence[tuple[Any, Any, Any]]) -> Any:
     together = np.flatnonzero(small).tolist()
     groups = [*([together] if together else []), *([index] for index in np.flatnonzero(~small).tolist())]
     counts = [_count([steps[index] for index in group], [elements[index] for index in group]) for group in groups]
-    return tf.gather(tf.concat(counts, 0), np.argsort(np.concatenate(groups)))
+    return in_order(counts, [index for group in groups for index in group])
 
 
 def _count(steps: Sequence[tuple[Any, Any, Any]], elements: Sequence[int]) -> Any:
@@ -53,4 +53,4 @@ def _count(steps: Sequence[tuple[Any, Any, Any]], elements: Sequence[int]) -> An
         parts.append(tf.cast(tf.reduce_sum(of_rows, 1), tf.int64))
     # The padding, NaN in all three, counts as an update that was lost.
     padding = packed.padding[:, None] * np.array([1, 1, 0])
-    return tf.gather(tf.concat(parts, 0), np.argsort(order)) - padding
+    return in_order(parts, order) - padding

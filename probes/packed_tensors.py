@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["MOST_PACKED", "PACKED_LIMIT", "ROW", "PackedTensors"]
+__all__ = ["MOST_PACKED", "PACKED_LIMIT", "ROW", "PackedTensors", "in_order"]
 
 #: Elements in a row of the matrix; a multiple of the histogram's blocks.
 ROW = 2048
@@ -101,6 +101,13 @@ class PackedTensors:
     def _blocks_looked_at(self, index: int) -> NDArray[np.int64]:
         size = self.sizes[index]
         return np.arange(0, -(-size // BLOCK), histogram_stride(size), dtype=np.int64)
+
+
+def in_order(parts: Sequence[Any], positions: Sequence[int]) -> Any:
+    """Return the rows of all parts in one tensor, the first of them at the first of `positions`, and so on."""
+    rows = parts[0] if len(parts) == 1 else tf.concat(parts, 0)
+    order = np.argsort(positions)
+    return rows if np.array_equal(order, np.arange(len(order))) else tf.gather(rows, order)
 
 
 def _grouped(numbers: Sequence[int], limits: Sequence[int]) -> Iterator[tuple[int, list[int]]]:

@@ -19,7 +19,7 @@ import numpy as np
 import tensorflow as tf
 
 from precscope.probes.internals.xla import reduce_together, tie
-from precscope.probes.packed_tensors import PackedTensors
+from precscope.probes.packed_tensors import PackedTensors, in_order
 from precscope.records import SCALAR_DTYPE
 from precscope.statistics import (
     BLOCK,
@@ -55,7 +55,8 @@ _COUNTS = ("zeros", "subnormals", "positive_infinities", "negative_infinities", 
 _INT32_MAX, _INT32_MIN = 2**31 - 1, -(2**31)
 _COMBINE = (tf.add,) * 5 + (tf.maximum, tf.minimum, tf.minimum) + (tf.add,) * 2
 _INITIAL = (np.int32(0),) * 5 + (np.int32(_INT32_MIN),) + (np.int32(_INT32_MAX),) * 2 + (np.float32(0),) * 2
-_ZEROS, _SUBNORMALS, _NAN, _SMALLEST = *(_COUNTS.index(name) for name in ("zeros", "subnormals", "nans")), 7
+_ZEROS, _SUBNORMALS, _NAN = (_COUNTS.index(name) for name in ("zeros", "subnormals", "nans"))
+_SMALLEST = len(_COUNTS) + 2
 
 #: A finished row, int64: count, the five counts, maximum, minimum and smallest magnitude (as ordered integers, see
 #: `_ordered`), the bits of the float32 sum and sum of squares, histogram count, histogram.
@@ -294,7 +295,7 @@ def _grouped(
         chosen = [index for index, p in enumerate(partials) if key(p) == value]
         order += [row for index in chosen for row in range(starts[index], starts[index + 1])]
         parts.append(finished([partials[index] for index in chosen]))
-    return parts[0] if len(parts) == 1 else tf.gather(tf.concat(parts, 0), np.argsort(order))
+    return in_order(parts, order)
 
 
 def _finished_scalars(partials: list[Partials]) -> Any:

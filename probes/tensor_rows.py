@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["TensorRows", "finished_rows", "format_name"]
 
-
 # Activations and gradients up to this many elements are kept until the step's end, and described together.
 _SMALL = 2**14
 
