@@ -261,13 +261,21 @@ def _search(
     known: tuple[Any, Measured],
     limits: dict[str, Any],
 ) -> SearchResult[Measured]:
-    """Return the smallest set that passes; `known` are a setting that was measured before, and what it showed."""
+    """Return the smallest set that passes; `known` are a setting that was measured before, and what it showed.
+
+    The first set that passes says how far the loss scale may fall for any part of it.
+    """
+    first: list[Measured] = []
 
     def test(names: frozenset[str]) -> Measured:
         setting = setup.policies(names), scales
         if not names and known[0] == setting:
             return known[1]
-        return replayer.measure_until_failure(*setting, criterion)
+        where = scales.after(first[0]) if first else scales
+        measured = replayer.measure_until_failure(setting[0], where, criterion)
+        if measured.passed and not first:
+            first.append(measured)
+        return measured
 
     return smallest_set(test, setup.suspects, setup.others, **limits)
 
