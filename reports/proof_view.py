@@ -90,7 +90,8 @@ def _rounding(proof: Verification) -> Iterator[tuple[str, str]]:
     passes = "passes" if len(excused) == 1 else "pass"
     yield (
         "rounding",
-        f"{len(excused)} of {counted(measured.judged, 'replay')} below that {passes}: the errors drown in the noise of batches. They add {_percent(added)} to its variance "
+        f"{len(excused)} of {counted(measured.judged, 'replay')} below that {passes}: "
+        f"the errors drown in the noise of batches. They add {_percent(added)} to its variance "
         f"(may add {100 * limits.added_variance:g} %) and move the mean gradient by {_percent(moved)} "
         f"(may by {100 * limits.moved_mean:g} %)",
     )
