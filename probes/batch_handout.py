@@ -159,11 +159,11 @@ class BatchKeeping:
         self._good: dict[str, Any] | None = None  # the last weights that were finite, in the host's memory
         self._tell = tell
 
-    def begin(self, weights: Mapping[str, Any]) -> None:
+    def begin(self, weights: Mapping[str, Any], trained: Collection[str] | None = None) -> None:
         """Hold the weights that the training begins with, where they may be kept: its first step may lose them."""
         size_mib = sum(value.shape.num_elements() * value.dtype.size for value in weights.values()) / 2**20
         if _LEAST_WITH_WEIGHTS * size_mib <= self._limit_mib:
-            self._good = _as_arrays(dict(weights))
+            self._hold(_as_arrays(dict(weights)), trained)
 
     def keep(
         self,
@@ -207,6 +207,13 @@ class BatchKeeping:
             self._writer = None
             self._tell(f"batches are not kept: {error}")
 
+    def _hold(self, weights: dict[str, Any], trained: Collection[str] | None) -> bool:
+        """Hold weights for when later ones are lost, if all that are trained are finite; return whether they are."""
+        is_good = all(np.isfinite(weights[name]).all() for name in (weights if trained is None else trained))
+        if is_good:
+            self._good = weights
+        return is_good
+
     def _weights(
         self, read_weights: Callable[[], dict[str, Any]], batch: dict[str, Any], trained: Collection[str] | None
     ) -> tuple[dict[str, Any] | None, bool]:
@@ -218,9 +225,7 @@ class BatchKeeping:
             sum(getattr(leaf, "nbytes", 0) for leaf in tf.nest.flatten(tree)) / 2**20 for tree in (batch, weights)
         ]
         if (needed_mib := _LEAST_WITH_WEIGHTS * sum(sizes_mib)) <= self._limit_mib:
-            if all(_is_finite(weights[name]) for name in (weights if trained is None else trained)):
-                self._good = weights
-            elif self._good is not None:
+            if not self._hold(weights, trained) and self._good is not None:
                 return self._good, True
             return weights, False
         self._good = None
@@ -230,11 +235,6 @@ class BatchKeeping:
             f"keep_batches_mib to {needed_mib:.3g} for them. Without, a replay takes the weights that the model has."
         )
         return None, False
-
-
-def _is_finite(array: Any) -> bool:
-    """Tell whether all of a weight is finite; NumPy knows that of bfloat16 too."""
-    return bool(np.isfinite(array).all())
 
 
 def _as_arrays(tree: Any) -> Any:

@@ -263,18 +263,19 @@ def _search(
 ) -> SearchResult[Measured]:
     """Return the smallest set that passes; `known` are a setting that was measured before, and what it showed.
 
-    The first set that passes says how far the loss scale may fall for any part of it.
+    Where the suspects pass together, they say how far the loss scale may fall for a part of them. Layers that join by
+    mere growth do not: a lower scale may be a better answer than those.
     """
-    first: list[Measured] = []
+    together: list[Measured] = []
 
     def test(names: frozenset[str]) -> Measured:
         setting = setup.policies(names), scales
         if not names and known[0] == setting:
             return known[1]
-        where = scales.after(first[0]) if first else scales
+        where = scales.after(together[0]) if together else scales
         measured = replayer.measure_until_failure(setting[0], where, criterion)
-        if measured.passed and not first:
-            first.append(measured)
+        if measured.passed and names == frozenset(setup.suspects):
+            together.append(measured)
         return measured
 
     return smallest_set(test, setup.suspects, setup.others, **limits)

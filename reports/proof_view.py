@@ -122,7 +122,7 @@ def _scales(proof: Verification) -> str:
     text = f"judged at {' and '.join(f'{scale:,g}' for scale in judged)}"
     if (settled := measured.settled_scale) is not None:
         text += f", to which it fell from {settled * 2**measured.fallen:,g}"
-        text += ": the policy begins there, and no step is skipped" if proof.proven else ""
+        text += ": the policy begins there" if proof.proven else ""
     others = dict.fromkeys(replay.loss_scale for replay in measured.replays[measured.judged :])
     for scale in others:
         plain_ones = [r for r in proof.before.replays[proof.before.judged :] if r.loss_scale == scale]
