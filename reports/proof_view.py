@@ -52,9 +52,11 @@ def _rows(proof: Verification) -> Iterator[tuple[str, str]]:
     else:
         yield "gradient", f"{before}"
         yield "", f"with {listed(proof.pins)} in float32: {_cosine(proof.after)} ({needed})"
-    if (worst := (proof.after or proof.before).worst).worst_variable is not None and worst.worst_cosine is not None:
-        of = f"farthest off: {quoted(worst.worst_variable)}, {_digits(worst.worst_cosine)}"
-        yield "", f"{of} (needs {proof.criterion.variable_cosine:g})"
+    measured = proof.after or proof.before
+    variables = [(r.worst_cosine, r.worst_variable) for r in measured.replays[: measured.judged]]
+    farthest, variable = min(((c, v) for c, v in variables if c is not None and v is not None), default=(None, None))
+    if farthest is not None and variable is not None:
+        yield "", f"farthest off: {quoted(variable)}, {_digits(farthest)} (needs {proof.criterion.variable_cosine:g})"
     yield from _rounding(proof)
     yield "loss scale", _scales(proof)
     if proof.bfloat16 is not None:
