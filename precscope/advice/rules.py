@@ -9,6 +9,7 @@ from precscope.advice.data_rules import bad_input, cast_overflow
 from precscope.advice.evidence import Evidence
 from precscope.advice.finding import Finding
 from precscope.advice.gradient_rules import gradient_leak, gradient_overflow
+from precscope.advice.kernel_rules import unwritten_memory
 from precscope.advice.loss_scale_rules import loss_scale_floor, skipped_steps, unwrapped_optimizer
 from precscope.advice.measured_rules import (
     measured_backward_error,
@@ -29,6 +30,7 @@ Rule = Callable[[Evidence], Iterable[Finding]]
 #: Causes before consequences. A rule yields its own findings worst first, so this order and the severity rank them all.
 RULES: tuple[Rule, ...] = (
     bad_input,
+    unwritten_memory,
     cast_overflow,
     lone_overflow,
     activation_overflow,
