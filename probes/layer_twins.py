@@ -3,8 +3,8 @@
 While the pass is traced, each layer that trains in 16 bits is called twice on the float32 input: as it is in this pass,
 in float32, and as its twin, under the policy that it trains with. What differs is the layer's own error. The same for
 its backward pass, from the float32 gradient that arrives. Twins lead nowhere: the loss does not depend on them.
-A third call in float32, on the input rounded to the training's format, tells how much of the own error float32 inside the
-layer would not cure.
+A third call, in float32 on the input rounded to the training's format, tells how much of the own error float32 inside
+the layer would not cure.
 
 The pass is scaled by the training's loss scale, so that twins get gradients of the size that they get in the training.
 In float32 a scale that is a power of 2 changes no digit.
@@ -38,8 +38,8 @@ from precscope.probes.internals.layer_calls import (
 )
 from precscope.probes.internals.layer_tree import own_variables, walk_layers
 from precscope.probes.layer_policies import cannot_flip, model_layers
-from precscope.probes.reading import TensorKey
 from precscope.probes.observed_layers import added_loss_key
+from precscope.probes.reading import TensorKey
 from precscope.probes.taps import is_read_by_losses
 from precscope.probes.tensor_errors import error_sums
 from precscope.probes.tensor_sources import is_float_tensor
@@ -239,10 +239,10 @@ class ReferencePass:
         def rounded(x: Any) -> Any:
             return tf.cast(tf.cast(x, narrow), x.dtype) if is_float_tensor(x) and not _is_data(x) else x
 
-        args, kwargs = keras.tree.map_structure(rounded, (args, kwargs))
         begin = _op_count()
         self._in_twin = True
         try:
+            args, kwargs = keras.tree.map_structure(rounded, (args, kwargs))
             with kept_losses(family):
                 return list(keras.tree.flatten(call(*args, **kwargs)))
         finally:
@@ -302,10 +302,7 @@ class ReferencePass:
             if plan.unseen is None:
                 keep(Part("reference", activation, call), x)
                 if twin is not None:
-                    keep(Part("twin", activation, call), twin.twins[place])
-                    keep(Part("own", activation, call), error_sums(x, twin.twins[place]))
-                    if twin.rounded is not None:
-                        keep(Part("rounded", activation, call), error_sums(x, twin.rounded[place]))
+                    self._keep_own_errors(activation, call, place, x, twin)
 
             def gradient_of(gradient: Any) -> Any:
                 if isinstance(gradient, tf.Tensor) and self._trace.is_at_root and plan.gradient_unseen is None:
@@ -317,6 +314,12 @@ class ReferencePass:
             return tf.identity(x), gradient_of
 
         return with_mask_of(tensor, tf.custom_gradient(tap)(tensor))
+
+    def _keep_own_errors(self, key: TensorKey, call: int, place: int, reference: Any, twin: _Twin) -> None:
+        self._trace.keep(Part("twin", key, call), twin.twins[place])
+        self._trace.keep(Part("own", key, call), error_sums(reference, twin.twins[place]))
+        if twin.rounded is not None:
+            self._trace.keep(Part("rounded", key, call), error_sums(reference, twin.rounded[place]))
 
     def _keep_own_gradients(self, part: Part, twin: _Twin, place: int, gradient: Any) -> None:
         """Run both backward passes from the gradient that arrives at one output."""

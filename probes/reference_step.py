@@ -224,7 +224,7 @@ def _tensor_errors(sums: dict[Part, Any]) -> Iterator[ErrorsOfTensor]:
         of_key[name.what] = of_key.get(name.what, TensorErrors()) + TensorErrors.from_sums(numbers)
     for key, found in added.items():
         if "whole" in found:
-            yield ErrorsOfTensor(key, *(found.get(what) for what in ("whole", "own", "inherited", "rounded")))
+            yield ErrorsOfTensor(key, found["whole"], found.get("own"), found.get("inherited"), found.get("rounded"))
 
 
 def _examples_in(batch: Batch) -> int | None:

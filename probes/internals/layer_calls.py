@@ -72,6 +72,7 @@ class AddedLosses:
         self._layer, self._before = layer, len(layer._losses)
 
     def __call__(self) -> list[Any]:
+        """Return them in the order in which they were added."""
         return list(self._layer._losses[self._before :])
 
 
