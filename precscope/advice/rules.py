@@ -20,6 +20,7 @@ from precscope.advice.measured_rules import (
 from precscope.advice.origin_rules import nonfinite_origin
 from precscope.advice.output_rules import loss_not_finite, output_in_16_bits
 from precscope.advice.replica_rules import lone_overflow
+from precscope.advice.rounding_rules import amplified_rounding, output_rounding
 from precscope.advice.silent_rules import cast_rounding, stalled_sum, vanished_output
 from precscope.advice.weight_rules import bad_weights, lost_updates, odd_sizes
 
@@ -42,6 +43,8 @@ RULES: tuple[Rule, ...] = (
     skipped_steps,
     loss_scale_floor,
     measured_error,
+    amplified_rounding,
+    output_rounding,
     vanished_output,
     stalled_sum,
     cast_rounding,
