@@ -99,6 +99,11 @@ class Replayer:
         self._numbers = tf.function(_numbers, autograph=False)  # its graph goes with the replayer
 
     @property
+    def scales_loss(self) -> bool:
+        """Whether the step multiplies its loss by a loss scale; a custom loop may not."""
+        return all(reference.result.loss is not None for reference in self._references)
+
+    @property
     def steps(self) -> tuple[int, ...]:
         """The train steps whose batches are compared."""
         return tuple(reference.batch.step for reference in self._references)

@@ -46,12 +46,13 @@ def proof_view(verification: Verification | None) -> ProofView | None:
 
 def _rows(proof: Verification) -> Iterator[tuple[str, str]]:
     needed = f"needs {proof.criterion.gradient_cosine:g}"
-    before = f"cosine to float32, plain {proof.default}: {_cosine(proof.before)}"
-    if proof.after is None or proof.nothing_needed:
+    before = f"cosine to float32, plain {proof.before_policy}: {_cosine(proof.before)}"
+    if proof.after is None or (proof.nothing_needed and proof.before_policy == proof.default):
         yield "gradient", f"{before} ({needed})"
     else:
         yield "gradient", f"{before}"
-        yield "", f"with {listed(proof.pins)} in float32: {_cosine(proof.after)} ({needed})"
+        now = f"with {listed(proof.pins)} in float32" if proof.pins else f"in {proof.default}"
+        yield "", f"{now}: {_cosine(proof.after)} ({needed})"
     if (worst := (proof.after or proof.before).worst).worst_variable is not None and worst.worst_cosine is not None:
         of = f"farthest off: {quoted(worst.worst_variable)}, {_digits(worst.worst_cosine)}"
         yield "", f"{of} (needs {proof.criterion.variable_cosine:g})"
@@ -67,13 +68,17 @@ def _rows(proof: Verification) -> Iterator[tuple[str, str]]:
         traced = (
             ""
             if proof.tracing_s is None
-            else f", {proof.tracing_s:.1f} s of them tracing the step {proof.traces} times"
+            else f", {proof.tracing_s:.1f} s of them tracing the step {_times(proof.traces)}"
         )
         yield "", f"It took {sum(proof.took_s.values()):.1f} s{traced}."
     for name, reason in list(proof.left_out.items())[:_MOST_LEFT_OUT]:
         yield "not tried", f"{quoted(name)}: {reason}"
     if len(proof.left_out) > _MOST_LEFT_OUT:
         yield "", f"{len(proof.left_out) - _MOST_LEFT_OUT} more layers could not be tried"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _cosine(measured: Measured) -> str:
@@ -100,6 +105,9 @@ def _scales(proof: Verification) -> str:
         plain_ones = [r for r in proof.before.replays[proof.before.judged :] if r.loss_scale == scale]
         state = "passes" if all(replay.passed for replay in plain_ones) else "fails"
         text += f"; at {scale:,g} plain mixed precision {state}" if plain_ones else ""
+    unscaled = all(replay.loss_reference is None for replay in measured.replays)
+    if unscaled and proof.default == "mixed_float16":
+        text += "; the train step never calls optimizer.scale_loss, as float16 training has to: small gradients vanish"
     return text
 
 
