@@ -102,6 +102,11 @@ class Replayer:
         self._noise_numbers = tf.function(noise_numbers, autograph=False)
 
     @property
+    def scales_loss(self) -> bool:
+        """Whether the step multiplies its loss by a loss scale; a custom loop may not."""
+        return all(reference.result.loss is not None for reference in self._references)
+
+    @property
     def steps(self) -> tuple[int, ...]:
         """The train steps whose batches are compared."""
         return tuple(reference.batch.step for reference in self._references)
