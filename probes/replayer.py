@@ -16,6 +16,7 @@ from precscope.probes.allocator import AllocatorMemory
 from precscope.probes.flip_check import watch_flips
 from precscope.probes.internals.graphs import current_graph
 from precscope.probes.internals.layer_tree import MODEL_ID, state_variables
+from precscope.probes.internals.tf_functions import without_retracing_warning
 from precscope.probes.layer_policies import model_layers
 from precscope.probes.observed_layers import observed_layers
 from precscope.probes.shadow_step import ShadowStep
@@ -96,7 +97,7 @@ class Replayer:
         self._references: list[_Reference] = []
         self._reference_key: frozenset[tuple[str, str]] = frozenset()
         self._tried: dict[frozenset[tuple[str, str]], _Tried] = {}
-        self._numbers = tf.function(_numbers, autograph=False)  # its graph goes with the replayer
+        self._numbers = without_retracing_warning(tf.function(_numbers, autograph=False))
 
     @property
     def scales_loss(self) -> bool:
