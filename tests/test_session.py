@@ -515,11 +515,11 @@ def test_old_calls_inside_a_session_are_explained(tmp_path: Path) -> None:
         (3, {"start": 100}, "3 train steps were seen, and the option start=100 lets no step before that one be"),
     ],
 )
-def test_a_run_without_a_sample_says_why(tmp_path: Path, steps: int, options: dict[str, int], told: str) -> None:
+def test_a_run_without_a_sample_says_why(tmp_path: Path, steps: int, options: dict[str, Any], told: str) -> None:
     model = mlp("float32")
-    with (
-        pytest.warns(PrecScopeWarning, match=f"nothing was recorded: {told}"),
-        precscope.profile(model, tmp_path / "run", profile_steps=0, device_interval_s=0.0, **options),
-    ):
-        if steps:
-            model.fit(*data(8 * steps), batch_size=8, verbose=0)
+    session = precscope.profile(model, tmp_path / "run", profile_steps=0, device_interval_s=0.0, **options)
+    session.__enter__()
+    if steps:
+        model.fit(*data(8 * steps), batch_size=8, verbose=0)
+    with pytest.warns(PrecScopeWarning, match=f"nothing was recorded: {told}"):
+        session.__exit__(None, None, None)
