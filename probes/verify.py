@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from precscope.advice import Evidence, analyze
 from precscope.advice.proposal import default_policy, propose_policy
-from precscope.advice.suspects import further_layers, suspected_layers
+from precscope.advice.suspects import further_layers, layers_beyond, suspected_layers
 from precscope.advice.wording import quoted
 from precscope.errors import PrecScopeError
 from precscope.formats import FORMATS
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["verify_model"]
 
+_FOR_FLOAT32 = "mixed_float16"  # what is tested of a run in float32
 _MOST_PRICED = 8  # pins whose price is measured one by one; each is one more setting to time
 _MOST_ROUNDS_OF_REFERENCE = 4  # each leaves out one more layer that cannot be flipped
 
@@ -48,6 +49,7 @@ def verify_model(
     optimizer: Any = None,
     step: Callable[..., Any] | None = None,
     dataset: Any = None,
+    default: str | None = None,
     most_batches: int = 3,
     most_tests: int = 60,
     most_s: float | None = None,
@@ -64,6 +66,8 @@ def verify_model(
         optimizer: The optimizer of a custom training loop.
         step: The train step of a custom loop.
         dataset: A tf.data.Dataset to take batches from where the run kept none.
+        default: Name of the default dtype policy to test, such as "mixed_bfloat16". By default the run's own; of a run
+            in float32, which asks nothing of float32, "mixed_float16".
         most_batches: So many batches are replayed at most: among them those whose step was skipped.
         most_tests: So many sets of layers are tried at most.
         most_s: After so many seconds no further set is tried; None for no limit.
@@ -78,7 +82,7 @@ def verify_model(
     with took.part("findings and batches"):
         evidence = Evidence(run)
         findings = analyze(evidence)
-        proposal = propose_policy(evidence, findings)
+        proposal = _proposal(evidence, findings, default)
         optimizer = _usable(model, optimizer)
         setup = _Setup(model, proposal, findings, evidence)
         data = batches_of_run(run, model, dataset, most_batches, of_custom_loop=step is not None)
@@ -86,9 +90,9 @@ def verify_model(
     replayer = Replayer(model, optimizer, step)
     with took.part("float32"):
         setup.set_reference(replayer, data)
-    scales = _scales(evidence, proposal.optimizer)
+    scales = _scales(evidence, proposal.optimizer) if replayer.scales_loss else scales_to_judge(None, None)
     with took.part("as trained"):
-        as_trained = setup.as_trained(), _scales_as_trained(evidence, scales)
+        as_trained = setup.as_trained(), _scales_as_trained(evidence, scales, setup.is_trained_in_16_bits)
         before = replayer.measure(*as_trained, criterion)
 
     with took.part("search"):
@@ -141,11 +145,16 @@ class _Setup:
         self.in_float32: Mapping[str, str] = {}
         self.left_out: dict[str, str] = {}
         with layer_policies(self.model, self._base):
-            self.suspects = self._tryable(suspected_layers(self.findings))
+            self.suspects = self._tryable(self._suspected())
             further = further_layers(self.evidence, self.findings)
             # The policy of a subclassed model casts what is fed to it; that of any other does nothing.
             own = () if has_named_layers(self.model) else (MODEL,)
-            self.others = self._tryable((*further, *own))
+            self.others = self._tryable([name for name in (*further, *own) if name not in self.suspects])
+
+    @property
+    def is_trained_in_16_bits(self) -> bool:
+        """Whether the run's layers computed in 16 bits; if not, what is tested is what none of them did yet."""
+        return _narrow_format(default_policy(self.evidence)) is not None
 
     def policies(self, names: frozenset[str]) -> Mapping[str, str]:
         """Return the policies of all layers, by id in the model, with `names` in float32."""
@@ -153,8 +162,9 @@ class _Setup:
         return wanted_policies(self.model, replace(self.proposal, pins=pins))[0]
 
     def as_trained(self) -> Mapping[str, str]:
-        """Return the policies that the run was trained under."""
-        return wanted_policies(self.model, replace(self.proposal, pins=(), default=default_policy(self.evidence)))[0]
+        """Return the policies that the run was trained under; of a run in float32, plainly those to be tested."""
+        default = default_policy(self.evidence) if self.is_trained_in_16_bits else self.proposal.default
+        return wanted_policies(self.model, replace(self.proposal, pins=(), default=default))[0]
 
     def in_bfloat16(self) -> Mapping[str, str]:
         """Return the policies of mixed_bfloat16 with nothing pinned."""
@@ -197,6 +207,12 @@ class _Setup:
                 self.suspects = tuple(other for other in self.suspects if other != name)
                 self.others = tuple(other for other in self.others if other != name)
 
+    def _suspected(self) -> tuple[str, ...]:
+        """Return the layers to begin with: those that the findings name, and what no layer computed in before."""
+        narrow = _narrow_format(self.proposal.default)
+        beyond = () if self.is_trained_in_16_bits or narrow is None else layers_beyond(self.evidence, narrow)
+        return tuple(dict.fromkeys((*suspected_layers(self.findings), *beyond)))
+
     def _tryable(self, names: Sequence[str]) -> tuple[str, ...]:
         """Return those that compute in 16 bits and can be flipped; note why others cannot."""
         found = []
@@ -210,6 +226,25 @@ class _Setup:
             else:
                 self.left_out[name] = reason
         return tuple(found)
+
+
+def _proposal(evidence: Evidence, findings: Sequence[Finding], default: str | None) -> Policy:
+    """Return what is to be tested: what the findings advise, under the default policy that is asked for."""
+    if default is None:
+        proposal = propose_policy(evidence, findings)
+        return propose_policy(evidence, findings, default=_FOR_FLOAT32) if proposal.default == "float32" else proposal
+    if _narrow_format(default) is None:
+        raise PrecScopeError(
+            f"Cannot test the default policy {default!r}: expected one that computes in 16 bits, mixed_float16 or "
+            "mixed_bfloat16. float32 is what it is compared with."
+        )
+    return propose_policy(evidence, findings, default=default)
+
+
+def _narrow_format(policy: str) -> str | None:
+    """Return the 16-bit format that a dtype policy computes in, by its name; None of any other."""
+    computes_in = policy.removeprefix("mixed_")
+    return computes_in if computes_in in FORMATS and FORMATS[computes_in].bits == 16 else None
 
 
 def _usable(model: Any, optimizer: Any) -> Any:
@@ -241,9 +276,9 @@ def _scales(evidence: Evidence, needs: OptimizerNeeds) -> JudgedScales:
     return scales_to_judge(needs.initial_scale, settled)
 
 
-def _scales_as_trained(evidence: Evidence, scales: JudgedScales) -> JudgedScales:
+def _scales_as_trained(evidence: Evidence, scales: JudgedScales, is_in_16_bits: bool) -> JudgedScales:
     """Return where plain mixed precision is shown: as it was trained, without a scale where it had none."""
-    return scales_to_judge(None, None) if evidence.loss_scaling == "none" else scales
+    return scales_to_judge(None, None) if evidence.loss_scaling == "none" and is_in_16_bits else scales
 
 
 def _last_scale(evidence: Evidence) -> float | None:
@@ -261,13 +296,22 @@ def _search(
     known: tuple[Any, Measured],
     limits: dict[str, Any],
 ) -> SearchResult[Measured]:
-    """Return the smallest set that passes; `known` are a setting that was measured before, and what it showed."""
+    """Return the smallest set that passes; `known` are a setting that was measured before, and what it showed.
+
+    Where the suspects pass together, they say how far the loss scale may fall for a part of them. Layers that join by
+    mere growth do not: a lower scale may be a better answer than those.
+    """
+    together: list[Measured] = []
 
     def test(names: frozenset[str]) -> Measured:
         setting = setup.policies(names), scales
         if not names and known[0] == setting:
             return known[1]
-        return replayer.measure_until_failure(*setting, criterion)
+        where = scales.after(together[0]) if together else scales
+        measured = replayer.measure_until_failure(setting[0], where, criterion)
+        if measured.passed and names == frozenset(setup.suspects):
+            together.append(measured)
+        return measured
 
     return smallest_set(test, setup.suspects, setup.others, **limits)
 
@@ -303,6 +347,7 @@ def _verification(
         proven=proven,
         is_minimal=result.is_minimal,
         default=setup.proposal.default,
+        trained=default_policy(setup.evidence),
         pins=pins,
         suspects=setup.suspects,
         left_out=setup.left_out,
