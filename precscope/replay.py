@@ -131,8 +131,8 @@ class Replay:
         worst_cosine: That cosine.
         loss: The unscaled loss; None where it is not finite or not known.
         loss_reference: The loss in float32; None where it is not known.
-        overflowed: Whether gradients are not finite although output and loss are, its own or, where noise was asked for,
-            those of another batch at its weights: a lower loss scale may mend that.
+        overflowed: Whether gradients are not finite although output and loss are, its own or, where noise was asked
+            for, those of another batch at its weights: a lower loss scale may mend that.
         rule: What it passed by: "limits", or "noise" where a cosine is below its limit and the noise of batches
             excuses that; None where it failed.
         added_variance: What its error adds to the variance between batches, as a share; None where that was not asked.

@@ -69,7 +69,7 @@ def test_what_is_no_noise_fails_as_before(cosine, of_batches):
 
 
 def test_where_another_batch_overflows_at_these_weights_a_lower_scale_may_help():
-    """Found on a ResNet: its first batch was within the noise one halving below the scale at which the next was finite."""
+    """Found on a ResNet: its first batch was within the noise one halving below the scale where the next was finite."""
     overflowing = Noise(1.0, math.inf, math.nan, 1.0)
     assert judged(comparison(cosine=0.997, noise=overflowing)).overflowed
     assert not judged(comparison(cosine=0.997, noise=noise(added=0.5))).overflowed
