@@ -46,12 +46,13 @@ def proof_view(verification: Verification | None) -> ProofView | None:
 
 def _rows(proof: Verification) -> Iterator[tuple[str, str]]:
     needed = f"needs {proof.criterion.gradient_cosine:g}"
-    before = f"cosine to float32, plain {proof.default}: {_cosine(proof.before)}"
-    if proof.after is None or proof.nothing_needed:
+    before = f"cosine to float32, plain {proof.before_policy}: {_cosine(proof.before)}"
+    if proof.after is None or (proof.nothing_needed and proof.before_policy == proof.default):
         yield "gradient", f"{before} ({needed})"
     else:
         yield "gradient", f"{before}"
-        yield "", f"with {listed(proof.pins)} in float32: {_cosine(proof.after)} ({needed})"
+        now = f"with {listed(proof.pins)} in float32" if proof.pins else f"in {proof.default}"
+        yield "", f"{now}: {_cosine(proof.after)} ({needed})"
     measured = proof.after or proof.before
     variables = [(r.worst_cosine, r.worst_variable) for r in measured.replays[: measured.judged]]
     farthest, variable = min(((c, v) for c, v in variables if c is not None and v is not None), default=(None, None))
@@ -70,7 +71,7 @@ def _rows(proof: Verification) -> Iterator[tuple[str, str]]:
         traced = (
             ""
             if proof.tracing_s is None
-            else f", {proof.tracing_s:.1f} s of them tracing the step {proof.traces} times"
+            else f", {proof.tracing_s:.1f} s of them tracing the step {_times(proof.traces)}"
         )
         yield "", f"It took {sum(proof.took_s.values()):.1f} s{traced}."
     for name, reason in list(proof.left_out.items())[:_MOST_LEFT_OUT]:
@@ -103,6 +104,10 @@ def _percent(share: float) -> str:
     return "less than 0.1 %" if share < 1e-3 else f"{100 * share:.1f} %"
 
 
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
 def _cosine(measured: Measured) -> str:
     worst = measured.worst
     if worst.passed or worst.cosine is not None:
@@ -130,6 +135,9 @@ def _scales(proof: Verification) -> str:
         plain_ones = [r for r in proof.before.replays[proof.before.judged :] if r.loss_scale == scale]
         state = "passes" if all(replay.passed for replay in plain_ones) else "fails"
         text += f"; at {scale:,g} plain mixed precision {state}" if plain_ones else ""
+    unscaled = all(replay.loss_reference is None for replay in measured.replays)
+    if unscaled and proof.default == "mixed_float16":
+        text += "; the train step never calls optimizer.scale_loss, as float16 training has to: small gradients vanish"
     return text
 
 

@@ -55,7 +55,8 @@ def policy_of_evidence(evidence: Evidence, findings: Sequence[Finding]) -> Polic
     verification = evidence.run.verification
     if verification is None:
         return propose_policy(evidence, findings)
-    return verified_policy(propose_policy(evidence, findings, verification.pins), verification)
+    proposal = propose_policy(evidence, findings, verification.pins, verification.default)
+    return verified_policy(proposal, verification)
 
 
 def verified_policy(policy: Policy, verification: Verification) -> Policy:
@@ -79,14 +80,7 @@ def verified_policy(policy: Policy, verification: Verification) -> Policy:
         device=verification.device,
     )
     optimizer = _begun_where_it_settles(policy.optimizer, verification)
-    return replace(
-        policy,
-        default=verification.default,
-        pins=pins,
-        optimizer=optimizer,
-        proven=verification.proven,
-        proof=proof,
-    )
+    return replace(policy, pins=pins, optimizer=optimizer, proven=verification.proven, proof=proof)
 
 
 def _begun_where_it_settles(needs: OptimizerNeeds, verification: Verification) -> OptimizerNeeds:
@@ -114,15 +108,16 @@ def _settled_scale(verification: Verification) -> float | None:
 def verdict_sentence(verification: Verification) -> str:
     """Return the outcome of a verification in one sentence."""
     pins, batches = verification.pins, counted(len(verification.batches), "batch").replace("batchs", "batches")
+    under = f"in {verification.default}, " if verification.is_of_another_default else ""
     if verification.nothing_needed:
-        return f"Proven by replaying {batches}: no layer needs float32."
+        return f"Proven by replaying {batches}: {under}no layer needs float32."
     if verification.proven:
         smallest = "" if verification.is_minimal else "; a smaller set may do, the search was cut short"
-        return f"Proven by replaying {batches}: {listed(pins, most=8)} in float32 suffice{_s(pins)}{smallest}."
+        return f"Proven by replaying {batches}: {under}{listed(pins, most=8)} in float32 suffice{_s(pins)}{smallest}."
     worst = verification.before.worst
     return (
         f"Not proven: no set of layers that was tried in float32 agrees with float32 on {batches} "
-        f"({verification.trials} sets). Plain mixed precision: {worst.why_not or 'it passes'}."
+        f"({counted(verification.trials, 'set')}). Plain {verification.before_policy}: {worst.why_not or 'it passes'}."
     )
 
 
@@ -130,18 +125,21 @@ def _s(names: Sequence[str]) -> str:
     return "s" if len(names) == 1 else ""
 
 
-def propose_policy(evidence: Evidence, findings: Sequence[Finding], pins: Sequence[str] | None = None) -> Policy:
+def propose_policy(
+    evidence: Evidence, findings: Sequence[Finding], pins: Sequence[str] | None = None, default: str | None = None
+) -> Policy:
     """Return the policy that `findings` ask for, unproven.
 
     Args:
         evidence: The run.
         findings: What the rules found in it.
         pins: Ids of the layers to keep in float32; by default those that warnings and errors name.
+        default: Name of the default policy; by default the one that they advise.
     """
     record = evidence.record
     pins = keep_float32(findings) if pins is None else pins
     types = {layer.id: layer.type for layer in evidence.layers if not is_code_id(layer.id)}
-    default = _advised_default(evidence, findings, pins)
+    default = default or _advised_default(evidence, findings, pins)
     return Policy(
         default=default,
         made_for=MadeFor(
