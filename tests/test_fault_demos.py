@@ -50,7 +50,7 @@ def test_from_the_fault_to_the_repaired_training(tmp_path, monkeypatch, capsys):
     assert main(["demo", "mnist", "--fault", "range", "--epochs", "2"]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "'square' and 'rescale'" in shown
-    command = shown.partition("Prove it: precscope ")[2].split()
+    command = shown.partition("Prove it: precscope ")[2].partition(" Then ")[0].split()
     assert command[:2] == ["verify", "runs/mnist-range-demo"]
     assert main(command) == 0
     assert "'square' and 'rescale' in float32 suffice" in " ".join(capsys.readouterr().out.split())
