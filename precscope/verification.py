@@ -185,7 +185,9 @@ def _verification(content: dict[str, Any]) -> Verification:
 
 
 def _measured(content: dict[str, Any]) -> Measured:
-    return Measured(tuple(Replay(**replay) for replay in content["replays"]), content["judged"])
+    return Measured(
+        tuple(Replay(**replay) for replay in content["replays"]), content["judged"], content.get("fallen", 0)
+    )
 
 
 def _difference(one: float | None, other: float | None) -> float | None:

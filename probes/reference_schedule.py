@@ -272,6 +272,7 @@ def _record(step: int, moment: ReferenceMoment, tensor: ErrorsOfTensor, loss_sca
             else inherited.error_relative_to(whole)
         ),
         **{} if own is None else _own_fields(own),
+        rounded_input_relative_error=None if tensor.rounded is None else tensor.rounded.relative_error,
     )
 
 

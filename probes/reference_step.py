@@ -46,12 +46,14 @@ class ErrorsOfTensor:
         whole: Errors in the training's policy.
         own: Errors that the layer makes from the float32 input; see `precscope.reference_records`.
         inherited: Errors of the policy's tensor against the layer's own; their squares are relative to `whole`.
+        rounded: Errors of the layer in float32 that gets the float32 input rounded to the training's format.
     """
 
     key: TensorKey
     whole: TensorErrors
     own: TensorErrors | None
     inherited: TensorErrors | None
+    rounded: TensorErrors | None = None
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,7 @@ class ReferenceStep:
                 trace.keep(Part("inherited", key, call), error_sums(twin, tensor))
 
         with ExitStack() as stack:
-            stack.enter_context(observed_layers(self._layers, trace, observe))
+            stack.enter_context(observed_layers(self._layers, trace, observe, losses=True))
             yield
 
     def _weight_gradients(self, reference: Any, policy: Any) -> dict[Part, Any]:
@@ -216,7 +218,7 @@ def _stacked_errors(pairs: Sequence[tuple[Any, Any]]) -> list[Any]:
 
 def _tensor_errors(sums: dict[Part, Any]) -> Iterator[ErrorsOfTensor]:
     """Add up the calls of each tensor."""
-    names = [name for name in sums if name.what in ("own", "whole", "inherited")]
+    names = [name for name in sums if name.what in ("own", "whole", "inherited", "rounded")]
     values = tf.stack([sums[name] for name in names]).numpy() if names else ()
     added: dict[TensorKey, dict[str, TensorErrors]] = {}
     for name, numbers in zip(names, values, strict=True):
@@ -224,7 +226,7 @@ def _tensor_errors(sums: dict[Part, Any]) -> Iterator[ErrorsOfTensor]:
         of_key[name.what] = of_key.get(name.what, TensorErrors()) + TensorErrors.from_sums(numbers)
     for key, found in added.items():
         if "whole" in found:
-            yield ErrorsOfTensor(key, found["whole"], found.get("own"), found.get("inherited"))
+            yield ErrorsOfTensor(key, found["whole"], found.get("own"), found.get("inherited"), found.get("rounded"))
 
 
 def _sliced(batch: Batch, size: int, examples: int) -> Any:

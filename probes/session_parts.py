@@ -109,6 +109,10 @@ class SessionParts:
         for level, message in replica_notices(self.replicas, self._options):
             self.tell(level, message)
         self.loss_scale.look()
+        try:
+            self.extras.begin(self._model)
+        except Exception as error:  # what only helps a later replay must not stop a training
+            self.tell("warning", f"the weights of the start could not be noted: {failure_in_a_line(error)}")
         self._measurements.start()
         if self._options.live and self.replicas.worker == 0:
             self._live = LiveProcess.start(self.writer.path, lambda message: self.tell("info", message))

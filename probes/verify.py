@@ -207,13 +207,22 @@ def _search(
     known: tuple[Any, Measured],
     limits: dict[str, Any],
 ) -> SearchResult[Measured]:
-    """Return the smallest set that passes; `known` are a setting that was measured before, and what it showed."""
+    """Return the smallest set that passes; `known` are a setting that was measured before, and what it showed.
+
+    Where the suspects pass together, they say how far the loss scale may fall for a part of them. Layers that join by
+    mere growth do not: a lower scale may be a better answer than those.
+    """
+    together: list[Measured] = []
 
     def test(names: frozenset[str]) -> Measured:
         setting = setup.policies(names), scales
         if not names and known[0] == setting:
             return known[1]
-        return replayer.measure_until_failure(*setting, criterion)
+        where = scales.after(together[0]) if together else scales
+        measured = replayer.measure_until_failure(setting[0], where, criterion)
+        if measured.passed and names == frozenset(setup.suspects):
+            together.append(measured)
+        return measured
 
     return smallest_set(test, setup.suspects, setup.others, **limits)
 

@@ -11,6 +11,7 @@ from precscope.advice.wording import counted, listed
 from precscope.formats import FORMATS
 from precscope.origin_records import is_code_id
 from precscope.policy import MODEL, KeptLayer, MadeFor, OptimizerNeeds, Pin, Policy, Proof, Reason
+from precscope.replay import PROBES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,6 +35,9 @@ _KERAS_INITIAL_SCALE = 2.0**15
 
 #: Of a layer that no finding names.
 _FROM_REPLAY = Reason("replay", "measured", "Without it, replayed batches do not agree with float32.")
+
+#: Of a proof whose worst cosine is below the threshold.
+_BY_NOISE = " Where a cosine is below the threshold, the errors drown in the noise that batches have anyway."
 
 
 def policy_of_run(run: Run) -> Policy:
@@ -67,7 +71,7 @@ def verified_policy(policy: Policy, verification: Verification) -> Policy:
     )
     after = verification.after
     proof = Proof(
-        sentence=verdict_sentence(verification),
+        sentence=verdict_sentence(verification) + (_BY_NOISE if after is not None and after.passed_as_noise else ""),
         cosine_before=verification.before.worst.cosine,
         cosine_after=None if after is None else after.worst.cosine,
         threshold=verification.criterion.gradient_cosine,
@@ -75,7 +79,30 @@ def verified_policy(policy: Policy, verification: Verification) -> Policy:
         loss_scales=tuple(dict.fromkeys(r.loss_scale for r in (after or verification.before).replays)),
         device=verification.device,
     )
-    return replace(policy, pins=pins, proven=verification.proven, proof=proof)
+    optimizer = _begun_where_it_settles(policy.optimizer, verification)
+    return replace(policy, pins=pins, optimizer=optimizer, proven=verification.proven, proof=proof)
+
+
+def _begun_where_it_settles(needs: OptimizerNeeds, verification: Verification) -> OptimizerNeeds:
+    """Return the optimizer's needs with the loss scale that passes, so that no step is skipped while it is sought."""
+    scales = [scale for scale in (needs.initial_scale, _settled_scale(verification)) if scale is not None]
+    return replace(needs, initial_scale=min(scales)) if needs.loss_scale_optimizer and scales else needs
+
+
+def _settled_scale(verification: Verification) -> float | None:
+    """Return the loss scale at which all batches pass, where that is not the one that training begins with.
+
+    Where nothing is pinned, the run itself shows where the scale settles: that counts for more than a few batches do.
+    """
+    after = verification.after
+    if after is None:
+        return None
+    passed = [after.settled_scale] if after.settled_scale is not None else []
+    if verification.nothing_needed:
+        first = max(replay.loss_scale for replay in after.replays[: after.judged]) * 2**after.fallen
+        seen = [replay.loss_scale for replay in after.replays[after.judged :] if replay.passed]
+        passed += [scale for scale in seen if scale * 2**PROBES >= first]
+    return min(passed, default=None)
 
 
 def verdict_sentence(verification: Verification) -> str:

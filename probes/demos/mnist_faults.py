@@ -5,8 +5,9 @@ Each is a thing that people do, and each trains well in float32.
 head: a float16 softmax head whose weights begin large, a batch of 256, a tenth of the labels wrong. Where a label is
     wrong and the head is sure, its probability p is tiny, and the gradient loss scale / (256 p) overflows, step after
     step, until the loss scale has sunk to 1.
-norm: a custom normalization of pixels in 0..255 that averages squares with `tf.reduce_mean`, which adds them up first:
-    more than float16 can hold. Its output is 0, without a word, and nothing is learned.
+norm: a custom normalization of pixels in 0..255 that adds up squares and divides by their number: the sum is more than
+    float16 can hold. Its output is 0, without a word, and nothing is learned. (`tf.reduce_mean` would do the same, but
+    for XLA, which averages in float32.)
 range: a layer that squares pixels beyond 255, and one that scales the squares down. Both have to compute in float32:
     the first alone hands its large output on to a layer that casts it back to float16.
 """
@@ -64,7 +65,8 @@ class MeanSquareNorm(keras.layers.Layer):
 
     def call(self, x: Any) -> Any:
         """Return `x`, [batch, features], normalized."""
-        return x * tf.math.rsqrt(tf.reduce_mean(x * x, axis=-1, keepdims=True) + 1e-3)
+        mean_square = tf.reduce_sum(x * x, axis=-1, keepdims=True) / x.shape[-1]
+        return x * tf.math.rsqrt(mean_square + 1e-3)
 
 
 @keras.saving.register_keras_serializable("precscope_demo")

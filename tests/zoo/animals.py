@@ -15,6 +15,7 @@ from tests.zoo import (
     ranges,
     scaling,
     second,
+    sixth,
     third,
     third_healthy,
 )
@@ -37,6 +38,7 @@ ZOO: tuple[Case, ...] = (
     *third_healthy.CASES,
     *fourth.CASES,
     *fifth.CASES,
+    *sixth.CASES,
 )
 
 
