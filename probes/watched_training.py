@@ -231,7 +231,8 @@ class TrainingWatch:
         if self._runs:
             return [summary(self._runs), *said]
         if not self._sees_keras:
-            return ["no training was recorded: the program did not import Keras 3."]
+            started = " Processes that it starts are not watched." if "multiprocessing" in sys.modules else ""
+            return [f"no training was recorded: the program did not import Keras 3.{started}"]
         return said or ["no training was recorded: no Keras 3 model was trained by fit or train_on_batch."]
 
     def tell(self, messages: list[str]) -> None:
