@@ -7,13 +7,14 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
 from precscope.cli import main
 from precscope.reader import open_run
-from precscope.run_names import next_run_directory
+from precscope.run_names import claim_run_directory, next_run_directory
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -177,6 +178,16 @@ def test_a_module_that_is_not_there(folder: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("precscope: There is no module 'beside.no.such' to run")
     assert "Traceback" not in done.stderr
+
+
+def test_a_directory_is_claimed_by_one_process_only(tmp_path: Path) -> None:
+    """A sweep starts many scripts at once, and their models have the same name."""
+    with ThreadPoolExecutor(8) as pool:
+        claimed = list(pool.map(lambda _: claim_run_directory(tmp_path / "runs", "net"), range(80)))
+    assert sorted(claimed) == sorted((tmp_path / "runs").iterdir())
+    assert len(set(claimed)) == 80
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert claim_run_directory(tmp_path / "file" / "runs", "net") == tmp_path / "file" / "runs" / "net-1"
 
 
 def test_names_are_numbered_above_those_that_are_there(tmp_path: Path) -> None:
