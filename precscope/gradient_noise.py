@@ -64,10 +64,10 @@ def whole_noise(comparisons: Sequence[VariableComparison]) -> Noise | None:
     if not parts or len(parts) < len(comparisons):
         return None
     return Noise(
-        math.fsum(part.variance for part in parts),
-        math.fsum(part.error for part in parts),
-        math.fsum(part.shared_error for part in parts),
-        math.fsum(part.mean for part in parts),
+        sum(part.variance for part in parts),
+        sum(part.error for part in parts),
+        sum(part.shared_error for part in parts),
+        sum(part.mean for part in parts),
     )
 
 

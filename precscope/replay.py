@@ -131,7 +131,8 @@ class Replay:
         worst_cosine: That cosine.
         loss: The unscaled loss; None where it is not finite or not known.
         loss_reference: The loss in float32; None where it is not known.
-        overflowed: Whether gradients are not finite although output and loss are: a lower loss scale may mend that.
+        overflowed: Whether gradients are not finite although output and loss are, its own or, where noise was asked
+            for, those of another batch at its weights: a lower loss scale may mend that.
         rule: What it passed by: "limits", or "noise" where a cosine is below its limit and the noise of batches
             excuses that; None where it failed.
         added_variance: What its error adds to the variance between batches, as a share; None where that was not asked.
@@ -232,11 +233,15 @@ def judge_replay(
         None if worst is None else worst.cosine,
         shown_loss,
         loss_reference,
-        overflowed=not finite and outputs_finite and (loss is None or shown_loss is not None),
+        overflowed=_overflowed(finite, noise) and outputs_finite and (loss is None or shown_loss is not None),
         rule=None if why_not is not None else "limits" if turned is None else "noise",
         added_variance=None if noise is None else noise.added_variance,
         moved_mean=None if noise is None else noise.moved,
     )
+
+
+def _overflowed(finite: bool, noise: Noise | None) -> bool:
+    return not finite or (noise is not None and not math.isfinite(noise.error))
 
 
 def _not_finite(comparisons: Sequence[VariableComparison], outputs_finite: bool, loss: float | None) -> str | None:

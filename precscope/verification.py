@@ -42,11 +42,13 @@ class PricedPolicy:
     casts: int | None = None
 
     def beside(self, other: PricedPolicy) -> Price:
-        """Return what this costs more than `other`."""
+        """Return what this costs more than `other`; times to the nanosecond."""
+        noises = self.time_noise_ms, other.time_noise_ms
         return Price(
             _difference(self.time_ms, other.time_ms),
             _difference(self.memory_mib, other.memory_mib),
             None if self.casts is None or other.casts is None else self.casts - other.casts,
+            None if None in noises else round(sum(noise or 0.0 for noise in noises), 6),
         )
 
 
@@ -189,7 +191,7 @@ def _measured(content: dict[str, Any]) -> Measured:
 
 
 def _difference(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one - other
+    return None if one is None or other is None else round(one - other, 6)
 
 
 def _plain(value: Any) -> Any:

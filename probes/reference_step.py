@@ -14,6 +14,8 @@ import psutil
 import tensorflow as tf
 
 from precscope.errors_between import TensorErrors
+from precscope.probes.batch_slices import examples_in, first_examples
+from precscope.probes.internals.tf_functions import without_retracing_warning
 from precscope.probes.layer_twins import Part, ReferencePass
 from precscope.probes.observed_layers import observed_layers
 from precscope.probes.shadow_step import ShadowStep
@@ -108,7 +110,7 @@ class ReferenceStep:
         self._policy = ShadowStep(model, optimizer, step, taps=self._compared)
         self._parts: list[Part] = []
         self._examples: int | None = None  # that were found to fit, where the batch does not
-        self._compare_gradients = tf.function(_stacked_errors, autograph=False)
+        self._compare_gradients = without_retracing_warning(tf.function(_stacked_errors, autograph=False))
 
     def measure(self, batch: Batch, loss_scale: float) -> ReferenceMeasurement:
         """Run both passes on the batch, or on as much of it as fits into memory.
@@ -117,7 +119,7 @@ class ReferenceStep:
             tf.errors.ResourceExhaustedError: Even a small slice does not fit.
             Exception: Whatever the step raises. Nothing is changed.
         """
-        size = _examples_in(batch)
+        size = examples_in((batch.args, batch.kwargs))
         traced_ns = self._trace_time_ns()
         examples = size if size is None or self._examples is None else min(size, self._examples)
         while True:
@@ -227,23 +229,6 @@ def _tensor_errors(sums: dict[Part, Any]) -> Iterator[ErrorsOfTensor]:
             yield ErrorsOfTensor(key, found["whole"], found.get("own"), found.get("inherited"), found.get("rounded"))
 
 
-def _examples_in(batch: Batch) -> int | None:
-    """Return the size of the first dimension of the first tensor that has one."""
-    for leaf in tf.nest.flatten((batch.args, batch.kwargs)):
-        shape = getattr(leaf, "shape", None)
-        if shape is not None and len(shape):
-            return int(shape[0])
-    return None
-
-
 def _sliced(batch: Batch, size: int, examples: int) -> Any:
     """Return the first examples of the batch: of every tensor whose first dimension is the batch's."""
-    if examples == size:
-        return batch
-
-    def slice_of(leaf: Any) -> Any:
-        shape = getattr(leaf, "shape", None)
-        return leaf[:examples] if shape is not None and len(shape) and shape[0] == size else leaf
-
-    args, kwargs = tf.nest.map_structure(slice_of, (batch.args, batch.kwargs))
-    return type(batch)(args, kwargs)
+    return batch if examples == size else type(batch)(*first_examples((batch.args, batch.kwargs), size, examples))

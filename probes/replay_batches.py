@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from precscope.errors import PrecScopeError
 from precscope.kept_batches import TypedArray
+from precscope.probes.batch_slices import examples_in, first_examples
 from precscope.probes.internals.layer_tree import state_variables
 from precscope.probes.replayer import ReplayBatch
 
@@ -27,6 +28,21 @@ class ReplayData:
 
     batches: tuple[ReplayBatch, ...]
     weights: str
+
+    def first_part(self, share: float) -> ReplayData | None:
+        """Return the first examples of each batch, that share of them; None where that would be less than one."""
+        if share == 1:
+            return self
+        parts = []
+        for batch in self.batches:
+            size = examples_in((batch.args, batch.kwargs))
+            if size is None or int(size * share) < 1:
+                return None
+            args, kwargs = first_examples((batch.args, dict(batch.kwargs)), size, int(size * share))
+            parts.append(replace(batch, args=args, kwargs=kwargs))
+        return ReplayData(
+            tuple(parts), f"{self.weights}, on the first {share:.3g} of their examples for want of memory"
+        )
 
 
 def batches_of_run(

@@ -18,6 +18,7 @@ from precscope.probes.flip_check import watch_flips
 from precscope.probes.gradient_numbers import comparison_numbers, noise_numbers
 from precscope.probes.internals.graphs import current_graph
 from precscope.probes.internals.layer_tree import MODEL_ID, state_variables
+from precscope.probes.internals.tf_functions import without_retracing_warning
 from precscope.probes.layer_policies import model_layers
 from precscope.probes.observed_layers import observed_layers
 from precscope.probes.shadow_step import ShadowStep
@@ -98,8 +99,9 @@ class Replayer:
         self._references: list[_Reference] = []
         self._reference_policies: Mapping[str, str] = {}
         self._tried: dict[frozenset[tuple[str, str]], _Tried] = {}
-        self._numbers = tf.function(comparison_numbers, autograph=False)  # its graph goes with the replayer
-        self._noise_numbers = tf.function(noise_numbers, autograph=False)
+        # Their graphs go with the replayer.
+        self._numbers = without_retracing_warning(tf.function(comparison_numbers, autograph=False))
+        self._noise_numbers = without_retracing_warning(tf.function(noise_numbers, autograph=False))
 
     @property
     def scales_loss(self) -> bool:

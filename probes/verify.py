@@ -4,42 +4,34 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
 from precscope.advice import Evidence, analyze
-from precscope.advice.proposal import default_policy, propose_policy
-from precscope.advice.suspects import further_layers, layers_beyond, suspected_layers
-from precscope.advice.wording import quoted
+from precscope.advice.proposal import default_policy
 from precscope.errors import PrecScopeError
-from precscope.formats import FORMATS
-from precscope.layer_match import match_layers
 from precscope.minimal_set import SearchResult, smallest_set
-from precscope.policy import MODEL, OptimizerNeeds, Pin, Policy
-from precscope.probes.apply_policy import wanted_policies
 from precscope.probes.environment import describe_hardware
-from precscope.probes.internals.layer_tree import has_named_layers
-from precscope.probes.layer_policies import cannot_flip, layer_policies, model_layers, whole_model
 from precscope.probes.replay_batches import batches_of_run
 from precscope.probes.replayer import Replayer
+from precscope.probes.verify_setup import ProofSetup, proposal_to_test
 from precscope.replay import Criterion, JudgedScales, Measured, scales_to_judge
 from precscope.verification import Verification
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
-    from precscope.advice.finding import Finding
+    from precscope.policy import OptimizerNeeds
     from precscope.probes.replay_batches import ReplayData
     from precscope.reader import Run
 
 __all__ = ["verify_model"]
 
-_FOR_FLOAT32 = "mixed_float16"  # what is tested of a run in float32
+_SMALLEST_SHARE = 1 / 32  # of a batch's examples, as in a reference step
 _MOST_PRICED = 8  # pins whose price is measured one by one; each is one more setting to time
-_MOST_ROUNDS_OF_REFERENCE = 4  # each leaves out one more layer that cannot be flipped
 
 
 def verify_model(
@@ -78,16 +70,46 @@ def verify_model(
         PolicyError: The model is not the run's.
         PrecScopeError: There are no batches, or nothing to compare them with.
     """
+    asked = _Asked(optimizer, step, dataset, default, most_batches, most_tests, most_s, criterion, report)
+    share = 1.0
+    while share >= _SMALLEST_SHARE:
+        try:
+            return _verify(model, run, asked, share)
+        except tf.errors.ResourceExhaustedError:
+            share /= 2
+    raise PrecScopeError(
+        f"There is not enough memory to replay batches: even {_SMALLEST_SHARE:.3g} of their examples do not fit, "
+        "forward and backward in float32. Nothing was changed. Verify where there is more, or record smaller ones."
+    )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What `verify_model` was asked for; see there."""
+
+    optimizer: Any
+    step: Callable[..., Any] | None
+    dataset: Any
+    default: str | None
+    most_batches: int
+    most_tests: int
+    most_s: float | None
+    criterion: Criterion | None
+    report: Callable[[int, int], None]
+
+
+def _verify(model: Any, run: Run, asked: _Asked, share: float) -> Verification:
+    """Verify with that share of each batch's examples."""
     took = _Stopwatch()
     with took.part("findings and batches"):
         evidence = Evidence(run)
         findings = analyze(evidence)
-        proposal = _proposal(evidence, findings, default)
-        optimizer = _usable(model, optimizer)
-        setup = _Setup(model, proposal, findings, evidence)
-        data = batches_of_run(run, model, dataset, most_batches, of_custom_loop=step is not None)
-    criterion = criterion or Criterion.for_policy(proposal.default)
-    replayer = Replayer(model, optimizer, step)
+        proposal = proposal_to_test(evidence, findings, asked.default)
+        optimizer = _usable(model, asked.optimizer)
+        setup = ProofSetup(model, proposal, findings, evidence)
+        data = _batches(run, model, asked, share)
+    criterion = asked.criterion or Criterion.for_policy(proposal.default)
+    replayer = Replayer(model, optimizer, asked.step)
     with took.part("float32"):
         setup.set_reference(replayer, data)
     scales = _scales(evidence, proposal.optimizer) if replayer.scales_loss else scales_to_judge(None, None)
@@ -96,7 +118,11 @@ def verify_model(
         before = replayer.measure(*as_trained, criterion)
 
     with took.part("search"):
-        limits = {"most_tests": most_tests, "report": report, "is_over": lambda: took.is_longer_than(most_s)}
+        limits = {
+            "most_tests": asked.most_tests,
+            "report": asked.report,
+            "is_over": lambda: took.is_longer_than(asked.most_s),
+        }
         result = _search(setup, replayer, scales, criterion, (as_trained, before), limits)
     setup.note_unflipped(replayer)
     bfloat16 = None
@@ -104,6 +130,14 @@ def verify_model(
         with took.part("bfloat16"):
             bfloat16 = _measured_in_bfloat16(setup, replayer)
     return _verification(setup, replayer, result, (before, bfloat16), scales, data, criterion, took)
+
+
+def _batches(run: Run, model: Any, asked: _Asked, share: float) -> ReplayData:
+    data = batches_of_run(run, model, asked.dataset, asked.most_batches, of_custom_loop=asked.step is not None)
+    part = data.first_part(share)
+    if part is None:
+        raise PrecScopeError("There is not enough memory to replay batches, not even one example of each.")
+    return part
 
 
 @dataclass
@@ -122,129 +156,6 @@ class _Stopwatch:
         began_s = time.perf_counter()
         yield
         self.parts_s[name] = time.perf_counter() - began_s
-
-
-@dataclass
-class _Setup:
-    """The model at hand beside the run: which layers can be tried, and the policies of a set of them.
-
-    Names are the ids of the run; the model may have other numbers in them.
-    """
-
-    model: Any
-    proposal: Policy
-    findings: Sequence[Finding]
-    evidence: Evidence
-
-    def __post_init__(self) -> None:
-        self._layers = model_layers(self.model)
-        classes = {name: type(layer).__name__ for name, layer in self._layers.items() if name != MODEL}
-        unpinned = replace(self.proposal, pins=())
-        self._here = {MODEL: MODEL, **match_layers(unpinned, classes)}
-        self._base = wanted_policies(self.model, unpinned)[0]
-        self.in_float32: Mapping[str, str] = {}
-        self.left_out: dict[str, str] = {}
-        with layer_policies(self.model, self._base):
-            self.suspects = self._tryable(self._suspected())
-            further = further_layers(self.evidence, self.findings)
-            # The policy of a subclassed model casts what is fed to it; that of any other does nothing.
-            own = () if has_named_layers(self.model) else (MODEL,)
-            self.others = self._tryable([name for name in (*further, *own) if name not in self.suspects])
-
-    @property
-    def is_trained_in_16_bits(self) -> bool:
-        """Whether the run's layers computed in 16 bits; if not, what is tested is what none of them did yet."""
-        return _narrow_format(default_policy(self.evidence)) is not None
-
-    def policies(self, names: frozenset[str]) -> Mapping[str, str]:
-        """Return the policies of all layers, by id in the model, with `names` in float32."""
-        pins = tuple(Pin(name) for name in sorted(names))
-        return wanted_policies(self.model, replace(self.proposal, pins=pins))[0]
-
-    def as_trained(self) -> Mapping[str, str]:
-        """Return the policies that the run was trained under; of a run in float32, plainly those to be tested."""
-        default = default_policy(self.evidence) if self.is_trained_in_16_bits else self.proposal.default
-        return wanted_policies(self.model, replace(self.proposal, pins=(), default=default))[0]
-
-    def in_bfloat16(self) -> Mapping[str, str]:
-        """Return the policies of mixed_bfloat16 with nothing pinned."""
-        return wanted_policies(self.model, replace(self.proposal, pins=(), default="mixed_bfloat16"))[0]
-
-    def set_reference(self, replayer: Replayer, data: ReplayData) -> None:
-        """Replay in float32; what cannot follow keeps its policy and is left out."""
-        policies = self._base | whole_model(self.model, "float32")
-        for _ in range(_MOST_ROUNDS_OF_REFERENCE):
-            known = set(replayer.unflipped)
-            try:
-                replayer.set_reference(data.batches, policies)
-                self.in_float32 = policies
-                break
-            except PrecScopeError as error:
-                raise self._with_what_stays(error, replayer) from None
-            except Exception:
-                failed = set(replayer.unflipped) - known
-                if not failed:
-                    raise
-                policies = {name: policy for name, policy in policies.items() if name not in failed}
-                policies |= {name: self._base[name] for name in failed if name in self._base}
-        self.note_unflipped(replayer)
-
-    def _with_what_stays(self, error: PrecScopeError, replayer: Replayer) -> PrecScopeError:
-        """Name the layers that compute in 16 bits in the reference too: they may be what is wrong with it."""
-        stays = self.left_out | replayer.unflipped
-        if not stays:
-            return error
-        reasons = "; ".join(f"{quoted(name)}: {reason}" for name, reason in list(stays.items())[:3])
-        return PrecScopeError(f"{error} Layers that cannot be flipped to float32 may be the cause: {reasons}.")
-
-    def note_unflipped(self, replayer: Replayer) -> None:
-        """Leave out layers whose outputs showed that they do not follow their policy."""
-        there = {here: name for name, here in self._here.items()}
-        for here, reason in replayer.unflipped.items():
-            name = there.get(here, here)
-            if name in (*self.suspects, *self.others):
-                self.left_out[name] = reason
-                self.suspects = tuple(other for other in self.suspects if other != name)
-                self.others = tuple(other for other in self.others if other != name)
-
-    def _suspected(self) -> tuple[str, ...]:
-        """Return the layers to begin with: those that the findings name, and what no layer computed in before."""
-        narrow = _narrow_format(self.proposal.default)
-        beyond = () if self.is_trained_in_16_bits or narrow is None else layers_beyond(self.evidence, narrow)
-        return tuple(dict.fromkeys((*suspected_layers(self.findings), *beyond)))
-
-    def _tryable(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return those that compute in 16 bits and can be flipped; note why others cannot."""
-        found = []
-        for name in names:
-            layer = self._layers[self._here[name]]
-            if layer.compute_dtype not in FORMATS or FORMATS[layer.compute_dtype].bits != 16:
-                continue
-            reason = cannot_flip(layer)
-            if reason is None:
-                found.append(name)
-            else:
-                self.left_out[name] = reason
-        return tuple(found)
-
-
-def _proposal(evidence: Evidence, findings: Sequence[Finding], default: str | None) -> Policy:
-    """Return what is to be tested: what the findings advise, under the default policy that is asked for."""
-    if default is None:
-        proposal = propose_policy(evidence, findings)
-        return propose_policy(evidence, findings, default=_FOR_FLOAT32) if proposal.default == "float32" else proposal
-    if _narrow_format(default) is None:
-        raise PrecScopeError(
-            f"Cannot test the default policy {default!r}: expected one that computes in 16 bits, mixed_float16 or "
-            "mixed_bfloat16. float32 is what it is compared with."
-        )
-    return propose_policy(evidence, findings, default=default)
-
-
-def _narrow_format(policy: str) -> str | None:
-    """Return the 16-bit format that a dtype policy computes in, by its name; None of any other."""
-    computes_in = policy.removeprefix("mixed_")
-    return computes_in if computes_in in FORMATS and FORMATS[computes_in].bits == 16 else None
 
 
 def _usable(model: Any, optimizer: Any) -> Any:
@@ -289,7 +200,7 @@ def _last_scale(evidence: Evidence) -> float | None:
 
 
 def _search(
-    setup: _Setup,
+    setup: ProofSetup,
     replayer: Replayer,
     scales: JudgedScales,
     criterion: Criterion,
@@ -316,14 +227,14 @@ def _search(
     return smallest_set(test, setup.suspects, setup.others, **limits)
 
 
-def _measured_in_bfloat16(setup: _Setup, replayer: Replayer) -> Measured:
+def _measured_in_bfloat16(setup: ProofSetup, replayer: Replayer) -> Measured:
     """Return what the whole model does in bfloat16, which needs no loss scale."""
     criterion = Criterion.for_policy("mixed_bfloat16")
     return replayer.measure(setup.in_bfloat16(), scales_to_judge(None, None), criterion)
 
 
 def _verification(
-    setup: _Setup,
+    setup: ProofSetup,
     replayer: Replayer,
     result: SearchResult[Measured],
     besides: tuple[Measured, Measured | None],

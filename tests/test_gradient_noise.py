@@ -68,6 +68,13 @@ def test_what_is_no_noise_fails_as_before(cosine, of_batches):
     assert replay.why_not == f"the gradient's cosine to float32 is {cosine:.5f}, below 0.999"
 
 
+def test_where_another_batch_overflows_at_these_weights_a_lower_scale_may_help():
+    """Found on a ResNet: its first batch was within the noise one halving below the scale where the next was finite."""
+    overflowing = Noise(1.0, math.inf, math.nan, 1.0)
+    assert judged(comparison(cosine=0.997, noise=overflowing)).overflowed
+    assert not judged(comparison(cosine=0.997, noise=noise(added=0.5))).overflowed
+
+
 def test_noise_excuses_a_turn_and_nothing_else():
     assert "the loss is" in judged(comparison(cosine=0.997, noise=noise()), loss=0.6).why_not
     longer = VariableComparison("hidden", "kernel", 0.997 * 1.06, 1.0, 1.06, True, noise())

@@ -248,6 +248,15 @@ def test_whoever_rounds_what_a_layer_makes_much_of_goes_with_it(tmp_path, dtype)
         assert keep_float32(run) == pins
 
 
+def test_values_that_leave_the_format_are_not_rounded(tmp_path):
+    """A variance that overflows, of which a root makes zeros: nothing is wrong with what the variance is given."""
+    off = measured("third", own_relative_error=0.5, own_cosine=0.8, rounded_input_relative_error=0.5)
+    broken = measured("second", own_overflowed=500, overflowed=500, rounded_input_relative_error=1e-4)
+    step = replace(STEP, loss_policy=1.2)
+    findings = findings_of(tmp_path, off, broken, harm(0.5), layers=chain("float16"), step=step)
+    assert set(keep_float32(findings)) == {"second", "third"}
+
+
 def test_rounding_that_stays_as_small_as_it_was_asks_for_one_layer_only(tmp_path):
     """A norm whose squares overflow: float32 inside it is all that it needs."""
     off = measured("second", own_relative_error=0.5, own_cosine=0.8, rounded_input_relative_error=0.001)

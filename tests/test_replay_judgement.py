@@ -209,7 +209,7 @@ def test_a_damaged_one_is_told(tmp_path, change, message):
 
 
 def test_a_price_is_the_difference_of_what_was_measured():
-    assert PricedPolicy(3.0, 0.1, 20.0, 7).beside(PricedPolicy(2.5, 0.1, 12.0, 9)) == Price(0.5, 8.0, -2)
+    assert PricedPolicy(3.0, 0.1, 20.0, 7).beside(PricedPolicy(2.5, 0.1, 12.0, 9)) == Price(0.5, 8.0, -2, 0.2)
     assert PricedPolicy(3.0, 0.1, None, None).beside(PricedPolicy()) == Price(None, None, None)
 
 

@@ -185,6 +185,9 @@ def _why_harmless(evidence: Evidence) -> str:
         return ", as they must be where the forward pass is not finite"
     if evidence.skips.unrecovered:
         return "; none was seen since, so whether training goes on is not known"
+    last = evidence.skips.last_scale
+    if last is not None and last <= 1:
+        return f" until the loss scale had fallen to {plain(last)}, which scales nothing"
     return " while the loss scale sought its level: healthy"
 
 

@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from precscope.advice.finding import Finding, Number
-from precscope.advice.measured import moment_of
+from precscope.advice.measured import is_broken, moment_of, own_flushed
 from precscope.advice.measured_rules import measured_error
 from precscope.advice.wording import quoted, share
 from precscope.formats import FORMATS
@@ -40,7 +40,8 @@ def amplified_rounding(evidence: Evidence) -> Iterator[Finding]:
                 continue
             error = factor * _rounded_error(worst)
             for giver in _narrow_givers(evidence, name):
-                pending.append((giver, error / _usual_rounding(evidence, giver)))
+                if _only_rounds(evidence, giver):
+                    pending.append((giver, error / _usual_rounding(evidence, giver)))
                 if giver not in seen:
                     seen.add(giver)
                     yield _amplified(evidence, giver, reader, error, worst)
@@ -115,6 +116,12 @@ def _rounded_error(record: ReferenceRecord) -> float:
 def _narrow_givers(evidence: Evidence, name: str) -> list[str]:
     producers = evidence.graph.producers(name)
     return [giver for giver in producers if evidence.graph.by_id[giver].compute_dtype in ("float16", "bfloat16")]
+
+
+def _only_rounds(evidence: Evidence, layer: str) -> bool:
+    """Tell whether a layer's output lies within its format; else rounding is not what its readers suffer from."""
+    outputs = evidence.measured.own(layer, "activation")
+    return not any(is_broken(r) or own_flushed(r) > evidence.thresholds.flushed_share for r in outputs)
 
 
 def _usual_rounding(evidence: Evidence, layer: str) -> float:

@@ -11,16 +11,19 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from rich.progress import Progress
+
 __all__ = ["verify"]
 
 _NOT_PROVEN = 1
+_FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 _DEFAULTS = ("mixed_float16", "mixed_bfloat16")
 
 
 @click.command("verify")
 @click.argument("run_dir", type=click.Path(path_type=Path))
 @click.option("--model", "entry", metavar="MODULE:FUNCTION", required=True, help="Builds the run's model, compiled.")
-@click.option("--weights", metavar="FILE", type=click.Path(path_type=Path), help="Load these weights into the model.")
+@click.option("--weights", metavar="FILE", type=_FILE, help="Load these weights into the model.")
 @click.option(
     "--default",
     type=click.Choice(_DEFAULTS),
@@ -84,7 +87,7 @@ def _progress_bar() -> Iterator[Callable[[int, int], None]]:
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[left]}"), TimeElapsedColumn())
-    with Progress(*columns) as progress:
+    with Progress(*columns) as progress, _gone_on_failure(progress):
         task = progress.add_task("Replaying", total=None, left="in float32")
 
         def report(done: int, left: int) -> None:
@@ -93,3 +96,13 @@ def _progress_bar() -> Iterator[Callable[[int, int], None]]:
         yield report
         done = progress.tasks[0].completed + 1
         progress.update(task, completed=done, total=done, left="pricing done")
+
+
+@contextmanager
+def _gone_on_failure(progress: Progress) -> Iterator[None]:
+    """Take the bar away where there is an error to read."""
+    try:
+        yield
+    except BaseException:
+        progress.live.transient = True
+        raise

@@ -15,6 +15,7 @@ from tests.zoo import (
     ranges,
     scaling,
     second,
+    seventh,
     sixth,
     third,
     third_healthy,
@@ -39,6 +40,7 @@ ZOO: tuple[Case, ...] = (
     *fourth.CASES,
     *fifth.CASES,
     *sixth.CASES,
+    *seventh.CASES,
 )
 
 
