@@ -44,6 +44,8 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")  # one slash: pathlib folds the 
 def create_run_directory(path: str | os.PathLike[str], overwrite: bool = False, worker: int = 0) -> Path:
     """Create the run directory `path`, its parents too, and return it; an empty directory is taken as it is.
 
+    What is returned is absolute: the program may change its working directory while the run is written.
+
     Workers come in any order, and none waits for another: the first one makes the directory. Worker 0 replaces the run
     that is there; the others replace nothing but their own file.
 
@@ -55,7 +57,7 @@ def create_run_directory(path: str | os.PathLike[str], overwrite: bool = False, 
     Raises:
         RunDirectoryError: `path` is a URL or a file, holds something, cannot be written, or its disk is full.
     """
-    directory = local_path(path)
+    directory = local_path(path).absolute()
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _make_room_for(directory, overwrite, worker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = ["Callback"]
 
+_made: set[Path] = set()  # run directories of this process' callbacks
+
 
 class Callback(keras.callbacks.Callback):
     """Profiles the training that it is given to as a callback: `model.fit(x, y, callbacks=[precscope.Callback(...)])`.
 
-    Each fit makes a run: the first in `run_dir`, a second with the same callback in `run_dir`-2, and so on.
+    Each fit makes a run: the first in `run_dir`, a second with the same callback, or with another one of this program
+    that names the same directory (as in cross-validation), in `run_dir`-2, and so on.
 
     Args:
         run_dir: A new directory for the run.
@@ -56,14 +60,26 @@ class Callback(keras.callbacks.Callback):
         """Begin to watch the model."""
         if self._close is not None:
             self._close()
-        number = self._fits + 1
-        directory = self._run_dir if number == 1 else Path(f"{Path(self._run_dir)}-{number}")
+        directory = self._directory()
         session = profile(self.model, directory, options=self._options, overwrite=self._overwrite)
         session.__enter__()
-        self._fits = number
+        _made.add(Path(session.path).absolute())
+        self._fits += 1
         self._close = weakref.finalize(self, _close_cut_off, session)
         session.give_way = self._close
         self.model.make_train_function()  # Keras made its own before it called us
+
+    def _directory(self) -> str | os.PathLike[str] | Path:
+        """Return where the next run goes: a program that has trained for hours is not stopped by a name.
+
+        That of the first fit is as the user gave it, and refused where an earlier program left something there.
+        """
+        first = Path(self._run_dir).expanduser().absolute()
+        if self._fits == 0 and first not in _made:
+            return self._run_dir
+        numbered = (Path(f"{first}-{number}") for number in itertools.count(2))
+        free = (path for path in numbered if path not in _made and (self._overwrite or not path.exists()))
+        return next(free)
 
     def on_train_end(self, logs: Any = None) -> None:
         """Leave the model as it was."""

@@ -53,6 +53,11 @@ class Keeper:
         """Number of samples written."""
         return self._samples
 
+    @property
+    def is_stopped(self) -> bool:
+        """Whether nothing can be written any more, which the user was told."""
+        return self._failed
+
     def now_unix_s(self) -> float:
         """Return the time in seconds since 1970, by the run's clock, which never jumps."""
         return self._writer.now_unix_s()

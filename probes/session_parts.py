@@ -125,7 +125,7 @@ class SessionParts:
             if self.extras.tripwire is not None:
                 self.extras.tripwire.look()
             self.loss_scale.look()
-            if self._keeper.samples == 0 and status == "finished":
+            if self._keeper.samples == 0 and status == "finished" and not self._keeper.is_stopped:
                 self.tell("warning", why_nothing_was_recorded(self.loop.steps_seen, self._options.start))
             if self._keeper.samples == 0 and status == "failed":
                 self._look_without_a_sample()

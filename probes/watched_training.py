@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from precscope.error_text import failure_in_a_line
 from precscope.probes.own_loops import OwnLoopWatch
 from precscope.program_summary import summary
-from precscope.run_names import next_run_directory
+from precscope.run_names import claim_run_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -171,7 +171,8 @@ class TrainingWatch:
     def _opened(self, model: Any, compilation: Any) -> _Watched:
         from precscope.probes.session import profile
 
-        session = profile(model, next_run_directory(self._base, model.name), options=self._options)
+        session = profile(model, self._base, options=self._options)  # refuses a model before a directory is made for it
+        session.path = claim_run_directory(self._base, model.name)
         session.__enter__()
         one = _Watched(model, session, compilation)
         session.give_way = lambda: self._close(one)
@@ -231,7 +232,8 @@ class TrainingWatch:
         if self._runs:
             return [summary(self._runs), *said]
         if not self._sees_keras:
-            return ["no training was recorded: the program did not import Keras 3."]
+            started = " Processes that it starts are not watched." if "multiprocessing" in sys.modules else ""
+            return [f"no training was recorded: the program did not import Keras 3.{started}"]
         return said or ["no training was recorded: no Keras 3 model was trained by fit or train_on_batch."]
 
     def tell(self, messages: list[str]) -> None:

@@ -7,19 +7,21 @@ import re
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import pytest
 
 from precscope.cli import main
 from precscope.reader import open_run
-from precscope.run_names import next_run_directory
+from precscope.run_names import claim_run_directory, next_run_directory
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 PRECSCOPE = ["-c", "from precscope.cli import run; run()", "run"]
 NOT_RECORDED = "precscope: no training was recorded: the program did not import Keras 3.\n"
+NOR_WATCHED = NOT_RECORDED.replace(".\n", ". Processes that it starts are not watched.\n")
 
 
 def python(folder: Path, *words: str, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -112,7 +114,8 @@ def test_a_script_behaves_as_without_us(name: str, folder: Path) -> None:
     if name == "an error of PrecScope":  # its frames in our own files are hidden
         assert [ours.stderr.splitlines()[i] for i in (0, 1, -2)] == [plain.stderr.splitlines()[i] for i in (0, 1, -1)]
     else:
-        assert ours.stderr.replace(NOT_RECORDED, "") == plain.stderr
+        told = NOR_WATCHED if name == "spawning" else NOT_RECORDED
+        assert ours.stderr.replace(told, "") == plain.stderr
     assert not (folder / "ours").exists()
     if name == "interrupted":
         assert ours.returncode == -signal.SIGINT
@@ -139,7 +142,8 @@ def test_a_module_behaves_as_without_us(name: str, module: str, folder: Path) ->
     plain, ours = python(folder, *call), python(folder, *PRECSCOPE, *call)
     assert (ours.stdout, ours.returncode) == (plain.stdout, plain.returncode)
     runpy = re.compile(r'  File "<frozen runpy>", .*\n')
-    assert ours.stderr.replace(NOT_RECORDED, "") == runpy.sub("", plain.stderr)
+    told = NOR_WATCHED if name == "spawning" else NOT_RECORDED
+    assert ours.stderr.replace(told, "") == runpy.sub("", plain.stderr)
 
 
 def test_signals_reach_the_script(folder: Path) -> None:
@@ -174,6 +178,16 @@ def test_a_module_that_is_not_there(folder: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("precscope: There is no module 'beside.no.such' to run")
     assert "Traceback" not in done.stderr
+
+
+def test_a_directory_is_claimed_by_one_process_only(tmp_path: Path) -> None:
+    """A sweep starts many scripts at once, and their models have the same name."""
+    with ThreadPoolExecutor(8) as pool:
+        claimed = list(pool.map(lambda _: claim_run_directory(tmp_path / "runs", "net"), range(80)))
+    assert sorted(claimed) == sorted((tmp_path / "runs").iterdir())
+    assert len(set(claimed)) == 80
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    assert claim_run_directory(tmp_path / "file" / "runs", "net") == tmp_path / "file" / "runs" / "net-1"
 
 
 def test_names_are_numbered_above_those_that_are_there(tmp_path: Path) -> None:

@@ -306,3 +306,14 @@ def test_another_process_with_the_same_id_is_not_the_one():
 
 def test_another_hosts_process_cannot_be_seen():
     assert replace(ProcessRecord.current(), host="elsewhere").is_alive() is None
+
+
+def test_a_run_goes_on_when_the_program_changes_its_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    directory = create_run_directory("runs/x")
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert directory == tmp_path / "runs" / "x"
+    assert directory.is_dir()

@@ -294,6 +294,19 @@ def test_the_callback_makes_a_run_for_each_fit(tmp_path: Path) -> None:
     assert runs(tmp_path) == {"x": ("finished", 4), "x-2": ("finished", 4)}
 
 
+def test_a_name_that_is_taken_stops_no_training_but_the_first(tmp_path: Path) -> None:
+    """In cross-validation each fold has a callback of its own, and an earlier program may have left runs."""
+    (tmp_path / "x-2").mkdir()
+    (tmp_path / "x-2" / "mine.txt").write_text("", encoding="utf-8")
+    for _ in range(2):
+        callback = precscope.Callback(tmp_path / "x", options=OPTIONS)
+        for _ in range(2):
+            fit(model(), callbacks=[callback])
+    (tmp_path / "x-2" / "mine.txt").unlink()
+    (tmp_path / "x-2").rmdir()
+    assert runs(tmp_path) == dict.fromkeys(("x", "x-3", "x-4", "x-5"), ("finished", 2))
+
+
 def test_the_callback_closes_when_its_training_failed(tmp_path: Path) -> None:
     def fail(epoch: int, logs: Any) -> None:
         raise ValueError("mine")
