@@ -48,6 +48,7 @@ __all__ = [
     "pad_to_bucket",
     "partial_statistics",
     "partial_statistics_of_many",
+    "partial_statistics_of_padded",
 ]
 
 # Reductions by row, in the order of a finished row: five counts, three extremes, two sums.
@@ -123,6 +124,14 @@ def partial_statistics(x: Any, float_format: FloatFormat, count: Any = None, bat
     return Partials(
         tf.reshape(count, [1]), _reduce(table, float_format), filled, subset[None], tf.reshape(looked_at, [1])
     )
+
+
+def partial_statistics_of_padded(values: Any, float_format: FloatFormat, counts: Any) -> Partials:
+    """Return those of `values` [tensors, size], padded by `pad_to_bucket`, with int64 `counts` [tensors] elements."""
+    values, size = _on_its_own(values), values.shape[1]
+    table = tf.reshape(values, [-1, _rows_for(size), size // _rows_for(size)])
+    subset = _pad(values, _subset_size(size) - size)
+    return Partials(counts, _reduce(table, float_format), size - counts, subset, counts)
 
 
 def partial_statistics_of_many(tensors: Sequence[Any], float_format: FloatFormat) -> list[tuple[list[int], Partials]]:

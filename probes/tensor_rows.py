@@ -1,7 +1,8 @@
 """How a recorded tensor becomes its row of statistics: which part is computed where it is made, and which at the end.
 
 In a step that XLA compiles, the first stage is taken where the tensor is, and all tensors are finished together at the
-step's end; elsewhere each tensor's statistic is compiled and finished on its own.
+step's end. Elsewhere the statistic is a function of its own that XLA compiles: small tensors of known size share a call
+of it, for each call costs more to trace and to optimize than its work, the more of them a step has.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tensorflow as tf
 
 from precscope.formats import FORMATS
@@ -17,20 +19,26 @@ from precscope.probes.internals.xla import tie
 from precscope.probes.packed_tensors import MOST_PACKED, PACKED_LIMIT
 from precscope.probes.statistic import (
     Partials,
+    bucket_size,
     finish,
     pad_to_bucket,
     partial_statistics,
     partial_statistics_of_many,
+    partial_statistics_of_padded,
 )
 from precscope.statistics import HISTOGRAM_LIMIT
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from precscope.records import TensorKind
 
 __all__ = ["TensorRows", "finished_rows", "format_name"]
 
 # Activations and gradients up to this many elements are kept until the step's end, and described together.
 _SMALL = 2**14
+# Elements, padding among them, and tensors that one call of the statistic describes outside XLA.
+_TOGETHER, _MOST_TOGETHER = 2**16, 64
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,7 @@ class _Waiting:
 
     tensor: Any
     dtype: str
+    in_xla: bool
 
 
 class TensorRows:
@@ -66,11 +75,11 @@ class TensorRows:
             batch: Usual size of a dimension that is unknown; None where that is not known either.
             kind: Weights and their gradients are there until the step's end anyway.
         """
-        if not self._in_xla:
-            return _row(x, dtype), x
         if self._may_wait(x, kind):
             self._packed += x.shape.num_elements()
-            return _Waiting(x, dtype), x  # all of a format are described together
+            return _Waiting(x, dtype, self._in_xla), x  # all of a format are described together
+        if not self._in_xla:
+            return _row(x, dtype), x
         if (dtype, batch) not in self._partial_functions:
             # One function for all tensors of a format, traced once for each shape: what it holds would be some hundred
             # operations a tensor, and building those took most of a minute for a ResNet-50.
@@ -84,7 +93,7 @@ class TensorRows:
         """Tell whether a tensor can be described at the step's end without taking much memory until then."""
         if not x.shape.is_fully_defined():
             return False
-        limit = PACKED_LIMIT if kind in ("weight", "weight_gradient") else _SMALL
+        limit = PACKED_LIMIT if self._in_xla and kind in ("weight", "weight_gradient") else _SMALL
         return 0 < x.shape.num_elements() <= min(limit, MOST_PACKED - self._packed)
 
     def row_in_loop(self, x: Any, dtype: str, batch: int | None) -> Any:
@@ -101,9 +110,12 @@ def finished_rows(parts: list[Any]) -> dict[int, Any]:
         parts: What `TensorRows.part` returned; variables that hold a row, which are read.
     """
     groups: dict[str, list[_Waiting]] = {}
+    outside: dict[tuple[str, int], list[_Waiting]] = {}
     for part in parts:
-        if isinstance(part, _Waiting):
+        if isinstance(part, _Waiting) and part.in_xla:
             groups.setdefault(part.dtype, []).append(part)
+        elif isinstance(part, _Waiting):
+            outside.setdefault((part.dtype, bucket_size(part.tensor.shape.num_elements())), []).append(part)
     owners: list[Any] = [part for part in parts if isinstance(part, Partials)]
     partials = list(owners)
     for dtype, group in groups.items():
@@ -111,8 +123,28 @@ def finished_rows(parts: list[Any]) -> dict[int, Any]:
             owners += [group[index] for index in chosen]
             partials.append(statistics)
     rows = dict(zip(map(id, owners), tf.unstack(finish(partials)) if partials else (), strict=True))
+    for (dtype, bucket), group in outside.items():
+        rows |= _rows_of_waiting(group, dtype, bucket)
     others = [part for part in parts if id(part) not in rows]
     return rows | {id(part): part.read_value() if isinstance(part, tf.Variable) else part for part in others}
+
+
+def _rows_of_waiting(group: Sequence[_Waiting], dtype: str, bucket: int) -> dict[int, Any]:
+    """Return the finished row of tensors that are padded to the same size, by id: some of them in each call.
+
+    Always as many of them, with tensors of nothing but padding at the end, so that one version is compiled for a size.
+    """
+    together = min(_TOGETHER // bucket, _MOST_TOGETHER)
+    rows: dict[int, Any] = {}
+    for start in range(0, len(group), together):
+        chosen = group[start : start + together]
+        missing = together - len(chosen)
+        counts = tf.constant([part.tensor.shape.num_elements() for part in chosen] + [0] * missing, tf.int64)
+        values = tf.stack([pad_to_bucket(part.tensor) for part in chosen])
+        values = tf.pad(values, [[0, missing], [0, 0]], constant_values=np.nan)
+        finished = tf.unstack(_rows_function(dtype)(values, counts))
+        rows |= {id(part): row for part, row in zip(chosen, finished, strict=False)}
+    return rows
 
 
 def format_name(dtype: Any) -> str:
@@ -136,6 +168,17 @@ def _row_function(dtype: str) -> Any:
     float_format = FORMATS[dtype]
     return tf.function(
         lambda values, count: finish([partial_statistics(values, float_format, count)])[0],
+        jit_compile=True,
+        autograph=False,
+    )
+
+
+@functools.cache
+def _rows_function(dtype: str) -> Any:
+    """Return the compiled function for several small tensors of a format, with one version for each padded size."""
+    float_format = FORMATS[dtype]
+    return tf.function(
+        lambda values, counts: finish([partial_statistics_of_padded(values, float_format, counts)]),
         jit_compile=True,
         autograph=False,
     )

@@ -184,3 +184,20 @@ def test_what_is_too_much_to_be_packed_is_described_where_it_is(monkeypatch: pyt
 
     for row, x in zip(rows().numpy(), tensors, strict=True):
         assert_agrees(row[None], describe(x))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_small_tensors_outside_xla_share_a_call_and_each_has_the_row_it_would_have_alone(dtype: str) -> None:
+    tensors = [wild(dtype, size) for size in (3, 1_000, 0, *[200] * 70, 20_000)]
+    alone = [tensor_rows._row(tf.constant(x), dtype).numpy() for x in tensors]
+
+    @tf.function(autograph=False)
+    def rows() -> tf.Tensor:
+        described = tensor_rows.TensorRows(in_xla=False)
+        parts = [described.part(tf.constant(x), dtype, None, "weight")[0] for x in tensors]
+        finished = tensor_rows.finished_rows(parts)
+        return tf.stack([finished[id(part)] for part in parts])
+
+    np.testing.assert_array_equal(rows().numpy(), alone)
+    calls = [op for op in rows.get_concrete_function().graph.get_operations() if "PartitionedCall" in op.type]
+    assert len(calls) == 4  # two for 72 tensors, at most 64 in each; the empty and the large one have their own
