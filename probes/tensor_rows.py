@@ -21,10 +21,12 @@ from precscope.probes.statistic import (
     Partials,
     bucket_size,
     finish,
+    merge_rows_by_owner,
     pad_to_bucket,
     partial_statistics,
     partial_statistics_of_many,
     partial_statistics_of_padded,
+    usual_size,
 )
 from precscope.statistics import HISTOGRAM_LIMIT
 
@@ -48,6 +50,12 @@ class _Waiting:
     tensor: Any
     dtype: str
     in_xla: bool
+    usual_size: int
+
+    @property
+    def group(self) -> tuple[str, int, bool]:
+        """What tensors have in common that share a call outside XLA: format, padded size, whether the size is known."""
+        return self.dtype, bucket_size(self.usual_size), self.tensor.shape.is_fully_defined()
 
 
 class TensorRows:
@@ -75,9 +83,10 @@ class TensorRows:
             batch: Usual size of a dimension that is unknown; None where that is not known either.
             kind: Weights and their gradients are there until the step's end anyway.
         """
-        if self._may_wait(x, kind):
-            self._packed += x.shape.num_elements()
-            return _Waiting(x, dtype, self._in_xla), x  # all of a format are described together
+        size = usual_size(x.shape, batch)
+        if self._may_wait(x, size, kind):
+            self._packed += size
+            return _Waiting(x, dtype, self._in_xla, size), x  # all of a format are described together
         if not self._in_xla:
             return _row(x, dtype), x
         if (dtype, batch) not in self._partial_functions:
@@ -89,12 +98,12 @@ class TensorRows:
         x, count, padding, subset, looked_at, *rows = self._partial_functions[dtype, batch](x)
         return Partials(count, tuple(rows), padding, subset, looked_at), x
 
-    def _may_wait(self, x: Any, kind: TensorKind) -> bool:
+    def _may_wait(self, x: Any, size: int, kind: TensorKind) -> bool:
         """Tell whether a tensor can be described at the step's end without taking much memory until then."""
-        if not x.shape.is_fully_defined():
+        if not x.shape.is_fully_defined() and (self._in_xla or x.shape.rank is None):
             return False
         limit = PACKED_LIMIT if self._in_xla and kind in ("weight", "weight_gradient") else _SMALL
-        return 0 < x.shape.num_elements() <= min(limit, MOST_PACKED - self._packed)
+        return 0 < size <= min(limit, MOST_PACKED - self._packed)
 
     def row_in_loop(self, x: Any, dtype: str, batch: int | None) -> Any:
         """Return the finished row [ROW_WIDTH] of a tensor in the graph of a loop, which a part could not leave."""
@@ -110,12 +119,12 @@ def finished_rows(parts: list[Any]) -> dict[int, Any]:
         parts: What `TensorRows.part` returned; variables that hold a row, which are read.
     """
     groups: dict[str, list[_Waiting]] = {}
-    outside: dict[tuple[str, int], list[_Waiting]] = {}
+    outside: dict[tuple[str, int, bool], list[_Waiting]] = {}
     for part in parts:
         if isinstance(part, _Waiting) and part.in_xla:
             groups.setdefault(part.dtype, []).append(part)
         elif isinstance(part, _Waiting):
-            outside.setdefault((part.dtype, bucket_size(part.tensor.shape.num_elements())), []).append(part)
+            outside.setdefault(part.group, []).append(part)
     owners: list[Any] = [part for part in parts if isinstance(part, Partials)]
     partials = list(owners)
     for dtype, group in groups.items():
@@ -123,28 +132,48 @@ def finished_rows(parts: list[Any]) -> dict[int, Any]:
             owners += [group[index] for index in chosen]
             partials.append(statistics)
     rows = dict(zip(map(id, owners), tf.unstack(finish(partials)) if partials else (), strict=True))
-    for (dtype, bucket), group in outside.items():
-        rows |= _rows_of_waiting(group, dtype, bucket)
+    for (dtype, bucket, size_is_known), group in outside.items():
+        rows_of = _rows_of_known_size if size_is_known else _rows_of_unknown_size
+        together = min(_TOGETHER // bucket, _MOST_TOGETHER)
+        for start in range(0, len(group), together):
+            chosen = group[start : start + together]
+            finished = tf.unstack(rows_of([part.tensor for part in chosen], dtype, bucket, together))
+            rows |= {id(part): row for part, row in zip(chosen, finished, strict=False)}
     others = [part for part in parts if id(part) not in rows]
     return rows | {id(part): part.read_value() if isinstance(part, tf.Variable) else part for part in others}
 
 
-def _rows_of_waiting(group: Sequence[_Waiting], dtype: str, bucket: int) -> dict[int, Any]:
-    """Return the finished row of tensors that are padded to the same size, by id: some of them in each call.
+def _rows_of_known_size(tensors: Sequence[Any], dtype: str, bucket: int, together: int) -> Any:
+    """Return the finished rows of tensors that are padded to the same size: [together, ROW_WIDTH].
 
-    Always as many of them, with tensors of nothing but padding at the end, so that one version is compiled for a size.
+    Always as many, with tensors of nothing but padding at the end, so that one version is compiled for a size.
     """
-    together = min(_TOGETHER // bucket, _MOST_TOGETHER)
-    rows: dict[int, Any] = {}
-    for start in range(0, len(group), together):
-        chosen = group[start : start + together]
-        missing = together - len(chosen)
-        counts = tf.constant([part.tensor.shape.num_elements() for part in chosen] + [0] * missing, tf.int64)
-        values = tf.stack([pad_to_bucket(part.tensor) for part in chosen])
-        values = tf.pad(values, [[0, missing], [0, 0]], constant_values=np.nan)
-        finished = tf.unstack(_rows_function(dtype)(values, counts))
-        rows |= {id(part): row for part, row in zip(chosen, finished, strict=False)}
-    return rows
+    missing = together - len(tensors)
+    counts = tf.constant([x.shape.num_elements() for x in tensors] + [0] * missing, tf.int64)
+    values = tf.stack([pad_to_bucket(x) for x in tensors])
+    values = tf.pad(values, [[0, missing], [0, 0]], constant_values=np.nan)
+    return _rows_function(dtype)(values, counts)
+
+
+def _rows_of_unknown_size(tensors: Sequence[Any], dtype: str, bucket: int, together: int) -> Any:
+    """Return the same for tensors whose batch is not known while tracing: one that is larger takes several lines.
+
+    As a rule there is one line for each, so that one version is compiled; another is where the batch is larger.
+    """
+    flat = [pad_to_bucket(x) for x in tensors]
+    sizes = tf.stack([tf.size(x, tf.int64) for x in flat])
+    lines = tf.maximum(-(-sizes // bucket), 1)
+    padded = zip(flat, tf.unstack(lines * bucket - sizes), strict=True)
+    values = tf.concat([tf.pad(x, [[0, padding]], constant_values=np.nan) for x, padding in padded], 0)
+    owners = tf.repeat(tf.range(len(tensors)), lines)
+    places = tf.range(tf.size(owners, tf.int64)) - tf.gather(tf.cumsum(lines, exclusive=True), owners)
+    counts = tf.minimum(tf.gather(sizes, owners) - places * bucket, bucket)
+    missing = together - len(tensors)
+    return _merged_rows_function(dtype, together)(
+        tf.pad(tf.reshape(values, [-1, bucket]), [[0, missing], [0, 0]], constant_values=np.nan),
+        tf.pad(counts, [[0, missing]]),
+        tf.pad(owners, [[0, missing]], constant_values=together - 1),
+    )
 
 
 def format_name(dtype: Any) -> str:
@@ -179,6 +208,19 @@ def _rows_function(dtype: str) -> Any:
     float_format = FORMATS[dtype]
     return tf.function(
         lambda values, counts: finish([partial_statistics_of_padded(values, float_format, counts)]),
+        jit_compile=True,
+        autograph=False,
+    )
+
+
+@functools.cache
+def _merged_rows_function(dtype: str, together: int) -> Any:
+    """Return the same for lines of `together` tensors, of which each may have several: `owners` says whose each is."""
+    float_format = FORMATS[dtype]
+    return tf.function(
+        lambda values, counts, owners: merge_rows_by_owner(
+            finish([partial_statistics_of_padded(values, float_format, counts)]), owners, together
+        ),
         jit_compile=True,
         autograph=False,
     )
