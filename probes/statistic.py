@@ -359,8 +359,8 @@ def merge_rows(first: Any, second: Any) -> Any:
 def merge_rows_by_owner(rows: Any, owners: Any, number: int) -> Any:
     """Return the finished rows [number, ROW_WIDTH] of tensors, each merged from those of `rows` that it owns."""
     total, sums = (tf.math.unsorted_segment_sum(x, owners, number) for x in (rows, _floats(rows)))
-    extremes = (tf.math.unsorted_segment_max, tf.math.unsorted_segment_min)
-    return _merged(total, *(reduce(rows, owners, number) for reduce in extremes), sums)
+    largest = tf.math.unsorted_segment_max(rows, owners, number)
+    return _merged(total, largest, tf.math.unsorted_segment_min(rows, owners, number), sums)
 
 
 def _merged(total: Any, largest: Any, smallest: Any, floats: Any) -> Any:

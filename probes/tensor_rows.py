@@ -132,13 +132,13 @@ def finished_rows(parts: list[Any]) -> dict[int, Any]:
             owners += [group[index] for index in chosen]
             partials.append(statistics)
     rows = dict(zip(map(id, owners), tf.unstack(finish(partials)) if partials else (), strict=True))
-    for (dtype, bucket, size_is_known), group in outside.items():
+    for (dtype, bucket, size_is_known), alike in outside.items():
         rows_of = _rows_of_known_size if size_is_known else _rows_of_unknown_size
         together = min(_TOGETHER // bucket, _MOST_TOGETHER)
-        for start in range(0, len(group), together):
-            chosen = group[start : start + together]
-            finished = tf.unstack(rows_of([part.tensor for part in chosen], dtype, bucket, together))
-            rows |= {id(part): row for part, row in zip(chosen, finished, strict=False)}
+        for start in range(0, len(alike), together):
+            waiting = alike[start : start + together]
+            finished = tf.unstack(rows_of([part.tensor for part in waiting], dtype, bucket, together))
+            rows |= {id(part): row for part, row in zip(waiting, finished, strict=False)}
     others = [part for part in parts if id(part) not in rows]
     return rows | {id(part): part.read_value() if isinstance(part, tf.Variable) else part for part in others}
 
