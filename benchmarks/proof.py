@@ -93,6 +93,7 @@ def prove(task: _Task) -> dict[str, Any]:
             return line | {"error": str(error), "seconds": time.perf_counter() - began_s}
         line |= {name: getattr(proof, name) for name in ("proven", "is_minimal", "pins", "suspects", "trials")}
         line |= {"cosine": None if proof.after is None else proof.after.worst.cosine, "verify_s": proof.took_s}
+        line |= _how_it_passes(proof)
         line |= {"why_plain_fails": None if proof.before.passed else proof.before.worst.why_not}
         float32, plain = train(case, "float32", steps=task.steps), train(case, steps=task.steps)
         repaired = build(case)
@@ -109,6 +110,19 @@ def _figures(outcome: Outcome, float32: Outcome) -> dict[str, Any]:
         "final_loss": loss if math.isfinite(loss) else None,
         "off_by": distance if math.isfinite(distance) else None,
         "skipped": len(outcome.skips),
+    }
+
+
+def _how_it_passes(proof: Any) -> dict[str, Any]:
+    """Return which rule passed the proven set, and the loss scale that its policy begins with where that fell."""
+    if proof.after is None:
+        return {"passed_as_noise": 0, "added_variance": None, "moved_mean": None, "settled_scale": None}
+    excused = proof.after.passed_as_noise
+    return {
+        "passed_as_noise": len(excused),
+        "added_variance": max((replay.added_variance for replay in excused), default=None),
+        "moved_mean": max((replay.moved_mean for replay in excused), default=None),
+        "settled_scale": proof.after.settled_scale,
     }
 
 
@@ -141,6 +155,7 @@ def _row(case: Case, line: dict[str, Any]) -> str:
     if line["error"] is not None:
         return f"| {case.name} | {truth} | {line['error']} | | | | | | **not proven** |"
     proven = (_names(line["pins"]) or "nothing") if line["proven"] else "not proven"
+    proven += " (rounding within the noise)" if line.get("passed_as_noise") else ""
     skipped = f"{line['plain']['skipped']}, {line['policy']['skipped']}"
     cells = (case.name, truth, proven, line["trials"], f"{line['float32']['final_loss']:.4g}")
     ends = (_off(line["plain"]), _off(line["policy"]), skipped, _verdict(case, line))

@@ -5,7 +5,7 @@
     python -m benchmarks.verify_resnet50 --small --no-xla                  # 32x32, batch 4: a rehearsal on a CPU
 
 keras.applications.ResNet50, its softmax in float32, is trained for some steps under `precscope.profile`, which keeps
-batches with their weights; then `session.verify()` is timed. The data is one batch of random images. With
+batches with their weights; then `session.verify()` is timed. The data are eight batches of random images. With
 `--fault range` the images are large, squared by a layer in front and scaled down again by another, as in
 `precscope demo mnist --fault range`: nothing is needed in the one case, both layers together in the other.
 """
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from precscope.verification import Verification
 
 FAULTS = ("none", "range")
+_BATCHES = 8
 _LARGEST = 1020.0  # of a pixel; its square is a million
 
 
@@ -51,12 +52,14 @@ def build(fault: str, side: int, xla: bool) -> Any:
 
 
 def random_images(batch_size: int, side: int, largest: float) -> Any:
-    """Return one batch without end."""
+    """Return some batches again and again."""
     import tensorflow as tf
 
-    x = largest * tf.random.stateless_uniform((batch_size, side, side, 3), [1, 2])
-    y = tf.random.stateless_uniform((batch_size,), [3, 4], 0, 1000, tf.int32)
-    return tf.data.Dataset.from_tensors((x, y)).repeat().prefetch(2)
+    def batch(number: Any) -> Any:
+        x = largest * tf.random.stateless_uniform((batch_size, side, side, 3), [1, number])
+        return x, tf.random.stateless_uniform((batch_size,), [2, number], 0, 1000, tf.int32)
+
+    return tf.data.Dataset.range(_BATCHES).map(batch).cache().repeat().prefetch(2)
 
 
 def measure(
@@ -78,7 +81,7 @@ def measure(
             model.fit(data, steps_per_epoch=steps, epochs=1, verbose=0)
         trained_s = time.perf_counter()
         print(f"Trained {steps} steps in {trained_s - began_s:.1f} s, compiling included.", flush=True)
-        verification = session.verify(**options)
+        verification = session.verify(**options, report=lambda done, left: tell(trained_s, done, left))
         verified_s = time.perf_counter() - trained_s
     show(verification, verified_s)
     return {
@@ -102,6 +105,11 @@ def measure(
         "prices": {name: asdict(price) for name, price in verification.prices.items()},
         "pin_prices": {name: asdict(price) for name, price in verification.pin_prices.items()},
     }
+
+
+def tell(began_s: float, done: int, left: int) -> None:
+    """Say how far the search is."""
+    print(f"{time.perf_counter() - began_s:6.1f} s: {done} sets tried, at most {left} left", flush=True)
 
 
 def show(verification: Verification, verified_s: float) -> None:

@@ -127,7 +127,8 @@ CREATE TABLE reference (
     count INTEGER NOT NULL, reference_nonzero INTEGER NOT NULL, reference_norm REAL, flushed INTEGER NOT NULL,
     overflowed INTEGER NOT NULL, nans INTEGER NOT NULL, relative_error REAL, sqnr_db REAL, cosine REAL,
     inherited_relative_error REAL, own_reference_nonzero INTEGER, own_flushed INTEGER, own_overflowed INTEGER,
-    own_nans INTEGER, own_relative_error REAL, own_sqnr_db REAL, own_cosine REAL
+    own_nans INTEGER, own_relative_error REAL, own_sqnr_db REAL, own_cosine REAL,
+    rounded_input_relative_error REAL
 );
 """
 

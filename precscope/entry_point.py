@@ -71,8 +71,9 @@ def _import(name: str) -> ModuleType:
         return _import_file(Path(name)) if _is_file(name) else _import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
+            needed_by = "" if error.name == name else f" (for {name!r})"
             raise EntryPointError(
-                f"There is no module {error.name!r} (for {name!r}) in '{Path.cwd()}' or among what is installed."
+                f"There is no module {error.name!r}{needed_by} in '{Path.cwd()}' or among what is installed."
             ) from None
         raise EntryPointError(f"Importing {name!r} failed: {where_it_failed(error)}") from error
     except (Exception, SystemExit) as error:  # whatever a user's module does while it is imported

@@ -6,7 +6,15 @@ Every message says what happened, what was expected, what was received and what 
 
 from __future__ import annotations
 
-__all__ = ["OptionsError", "PolicyError", "PrecScopeError", "RunDirectoryError", "SessionError", "TraceError"]
+__all__ = [
+    "AnotherModelError",
+    "OptionsError",
+    "PolicyError",
+    "PrecScopeError",
+    "RunDirectoryError",
+    "SessionError",
+    "TraceError",
+]
 
 
 class PrecScopeError(Exception):
@@ -19,6 +27,18 @@ class OptionsError(PrecScopeError):
 
 class PolicyError(PrecScopeError):
     """A dtype policy file cannot be read, does not fit the model, or a layer cannot be given its policy."""
+
+
+class AnotherModelError(PolicyError):
+    """A policy, or a run, is of another model than the one at hand.
+
+    Attributes:
+        differences: What the model at hand has beside and lacks, as a sentence that goes on after a colon.
+    """
+
+    def __init__(self, message: str, differences: str) -> None:
+        super().__init__(message)
+        self.differences = differences
 
 
 class RunDirectoryError(PrecScopeError):

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 from precscope.advice.wording import listed
-from precscope.errors import PolicyError
+from precscope.errors import AnotherModelError, PolicyError
 from precscope.keras_names import snake_case
 from precscope.policy import MODEL
 from precscope.suggest import did_you_mean
@@ -92,7 +92,7 @@ def _check_names(policy: Policy, matched: Mapping[str, str]) -> None:
         raise PolicyError(f"The policy's layer {name!r} matches no layer of the model.{hint}")
 
 
-def _another_model(policy: Policy, layers: Mapping[str, str]) -> PolicyError:
+def _another_model(policy: Policy, layers: Mapping[str, str]) -> AnotherModelError:
     known = policy.made_for.layers
     missing = [name for name in known if name not in layers]
     added = [name for name in layers if name not in known]
@@ -109,8 +109,10 @@ def _another_model(policy: Policy, layers: Mapping[str, str]) -> PolicyError:
         if text
     ]
     hint = did_you_mean(missing[0], layers) if missing and missing[0] in pinned else ""
-    return PolicyError(
+    told = f"{' and '.join(differences)}.{hint}"
+    return AnotherModelError(
         f"The policy was made for another model: {policy.made_for.model!r} ({policy.made_for.model_class}, "
-        f"{len(known)} layers). Of the model at hand, with {len(layers)} layers, {' and '.join(differences)}.{hint} "
-        "Nothing was changed. Record a run of this model, and write its policy."
+        f"{len(known)} layers). Of the model at hand, with {len(layers)} layers, {told} "
+        "Nothing was changed. Record a run of this model, and write its policy.",
+        told,
     )

@@ -10,7 +10,10 @@ from precscope.json_text import json_text
 if TYPE_CHECKING:
     from precscope.advice.finding import Severity
 
-__all__ = ["LintFinding", "LintResult", "lint_json"]
+__all__ = ["UNWRITTEN_MEMORY", "LintFinding", "LintResult", "lint_json"]
+
+#: The check for kernels whose result depends on what lay in memory before; a rule asks for it by name.
+UNWRITTEN_MEMORY = "bfloat16_cudnn_rnn"
 
 
 @dataclass(frozen=True)

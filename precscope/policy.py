@@ -39,11 +39,13 @@ class Price:
         time_ms: Milliseconds of one forward and backward pass, without the optimizer's update.
         memory_mib: MiB of the allocator's peak; None on a CPU, whose allocator keeps no account.
         casts: Operations that cast between floating-point dtypes.
+        time_noise_ms: How far the times scattered, in milliseconds: a smaller difference says nothing.
     """
 
     time_ms: float | None = None
     memory_mib: float | None = None
     casts: int | None = None
+    time_noise_ms: float | None = None
 
 
 @dataclass(frozen=True)

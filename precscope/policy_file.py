@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import asdict, fields
+from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +71,8 @@ def read_policy(file: str | os.PathLike[str]) -> Policy:
         PolicyError: There is no such file, it is none of a policy, a newer PrecScope wrote it, or it is damaged; the
             message says where.
     """
+    if not isinstance(file, (str, PathLike)):
+        raise PolicyError(f"Expected a policy or the path of its file, received {type(file).__name__}.")
     path = Path(file).expanduser()
     content = _load(path)
     for key in ("format", "version"):
@@ -115,18 +119,20 @@ class _Reader:
     def record(self, cls: type[Any], content: Any, place: str) -> Any:
         """Return a `cls` from a mapping of its fields."""
         if not isinstance(content, dict):
-            raise self._wrong(place, "a mapping", content)
+            such = ", such as {layer: head, policy: float32}" if cls is Pin else ""
+            raise self._wrong(place, f"a mapping{such}", content)
         known = {item.name: item for item in fields(cls)}
         for name in content:
             if name not in known:
                 hint = did_you_mean(str(name), known)
-                raise _damaged(self._path, f"has an unknown key {_at(place, name)!r}.{hint}".rstrip("."))
+                raise _damaged(self._path, f"has an unknown key {_at(place, name)!r}.{hint}")
         values = {name: self.value(cls, name, value, _at(place, name)) for name, value in content.items()}
         try:
             return cls(**values)
         except TypeError as error:  # a field without a default is missing
             missing = str(error).partition(": ")[2] or str(error)
-            raise _damaged(self._path, f"lacks {missing} in {place or 'its top level'!r}") from None
+            where = f"in {place!r}" if place else "at its top level"
+            raise _damaged(self._path, f"lacks {missing} {where}") from None
 
     def value(self, cls: type[Any], name: str, value: Any, place: str) -> Any:
         """Return the value of a field, checked."""
@@ -170,6 +176,7 @@ _KINDS: dict[tuple[type[Any], str], str] = {
     (Reason, "numbers"): "numbers by name",
     (Price, "time_ms"): "number or nothing",
     (Price, "memory_mib"): "number or nothing",
+    (Price, "time_noise_ms"): "number or nothing",
     (Price, "casts"): "number or nothing",
     (Proof, "cosine_before"): "number or nothing",
     (Proof, "cosine_after"): "number or nothing",
@@ -197,7 +204,7 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "number or nothing": ("a number or null", lambda value: value is None or _is_number(value)),
     "positive or nothing": (
         "a positive number or null",
-        lambda value: value is None or (_is_number(value) and value > 0),
+        lambda value: value is None or (_is_number(value) and 0 < value < math.inf),
     ),
     "numbers": ("a list of numbers", lambda value: isinstance(value, list) and all(map(_is_number, value))),
     "numbers by name": ("numbers by name", _is_mapping_to(lambda value: value is None or _is_number(value))),
@@ -206,7 +213,11 @@ _CHECKS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 
 
 def _damaged(path: Path, reason: str) -> PolicyError:
-    return PolicyError(f"The policy file '{path}' is damaged: it {reason}. Write it again with precscope policy.")
+    stop = "" if reason.endswith((".", "?")) else "."
+    return PolicyError(
+        f"The policy file '{path}' is damaged: it {reason}{stop} Mend that by hand, or write the file again with "
+        "precscope policy."
+    )
 
 
 def _at(place: str, name: Any) -> str:

@@ -20,7 +20,9 @@ __all__ = ["ReferenceBudget"]
 _TIMES_COMPILING = 1.5
 _UNNOTICED_NS = 10 * 10**9
 #: Beyond that, the share of the session's time until then. At the end no later moment is left to wait for, and none at
-#: all leaves silent faults unseen: a session may then become twice as long, at most.
+#: all leaves silent faults unseen: a session may then become twice as long, at most. In a training of some dozen steps
+#: compiling is nearly all there is, and twice as long is soon over: that far it is waited for.
+_UNNOTICED_AT_END_NS = 30 * 10**9
 _SHARE_SO_FAR = 0.1
 _SHARE_AT_END = 1.0
 
@@ -73,5 +75,6 @@ class ReferenceBudget:
             return True
         if moment == "budget" and self.taken:
             return self._spent_ns + self.expected_ns <= self._share * trained_ns
-        share = _SHARE_AT_END if moment == "end" else _SHARE_SO_FAR
-        return self.expected_ns <= max(_UNNOTICED_NS, share * session_ns)
+        if moment == "end":
+            return self.expected_ns <= max(_UNNOTICED_AT_END_NS, _SHARE_AT_END * session_ns)
+        return self.expected_ns <= max(_UNNOTICED_NS, _SHARE_SO_FAR * session_ns)

@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from precscope.records import TensorKind
 
-__all__ = ["ReferenceMoment", "ReferenceRecord", "ReferenceStepRecord"]
+__all__ = ["ADDED_LOSS", "ReferenceMoment", "ReferenceRecord", "ReferenceStepRecord"]
 
+#: What the name of a loss begins with that a layer adds (`add_loss`); kept as an activation of that layer.
+ADDED_LOSS = "added loss"
 #: Why a reference step was taken: at the start, once the loss scale had settled, in between as the budget allowed, or
 #: at the session's end.
 ReferenceMoment = Literal["start", "settled", "budget", "end"]
@@ -76,7 +78,8 @@ class ReferenceRecord:
         moment: Its moment: two may share a step.
         layer: Id of the layer.
         kind: "activation", "gradient" or "weight_gradient".
-        name: Output index ("0") or the variable's name within the layer.
+        name: Output index ("0"), "added loss 0" of a loss that the layer adds in its call, or the variable's name
+            within the layer.
         count: Elements.
         reference_nonzero: Elements that are finite and not zero in float32.
         reference_norm: Euclidean norm of the reference, unscaled: what the errors are relative to. Beside that of other
@@ -95,6 +98,9 @@ class ReferenceRecord:
         own_relative_error: As `relative_error`.
         own_sqnr_db: As `sqnr_db`.
         own_cosine: As `cosine`.
+        rounded_input_relative_error: Of an activation: the error that is left where the layer computes in float32 and
+            is given the float32 input rounded to its policy's format, as layers in 16 bits hand it over; relative to
+            the reference. None where it reads nothing but data, and in runs of earlier versions.
     """
 
     step: int
@@ -119,3 +125,4 @@ class ReferenceRecord:
     own_relative_error: float | None = None
     own_sqnr_db: float | None = None
     own_cosine: float | None = None
+    rounded_input_relative_error: float | None = None

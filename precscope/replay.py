@@ -8,13 +8,16 @@ of the weights, unscaled.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from precscope.advice.wording import counted, plain, quoted
+from precscope.gradient_noise import is_noise, whole_noise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from precscope.gradient_noise import Noise
 
 __all__ = [
     "TURNED",
@@ -47,6 +50,10 @@ class Criterion:
     one variable further than that of all. A variable whose gradient is a negligible part of the whole is not judged
     alone: a bias before a normalization has a gradient of nothing but rounding errors, in float32 as well.
 
+    Rounding that drowns in the noise that batches have anyway is no fault: a gradient that has turned further passes,
+    down to a floor, where its errors add little to the variance between batches and hardly move their mean; see
+    `precscope.gradient_noise`. One variable may show ten times what the whole may, in squares of lengths.
+
     bfloat16 has three bits fewer than float16 (8 significant ones, not 11), so its ordinary rounding turns a healthy
     gradient eight times as far. What is looked for is a fault, not that: its limits are wider, see `for_policy`.
     """
@@ -57,6 +64,15 @@ class Criterion:
         1e-4, "Variables with a smaller share of the gradient's length are not judged alone."
     )
     gradient_length: float = _limit(0.05, "Most that the whole gradient's length may differ, relative.")
+    gradient_floor: float = _limit(0.98, "Least cosine of all weight gradients where rounding passes as noise.")
+    variable_floor: float = _limit(0.8, "Likewise of each variable's.")
+    added_variance: float = _limit(0.02, "Most that errors passing as noise add to the variance between batches.")
+    variable_added_variance: float = _limit(0.2, "Likewise of one variable's.")
+    moved_mean: float = _limit(0.05, "Most that errors passing as noise move the batches' mean gradient, relative.")
+    variable_moved_mean: float = _limit(0.2, "Likewise of one variable's.")
+    negligible_error: float = _limit(
+        1e-3, "A variable's smaller error, as a share of the whole gradient's length, need only not move its mean."
+    )
     loss: float = _limit(0.01, "Most that the loss may differ, relative.")
     loss_floor: float = _limit(1e-4, "Beside that the loss may differ by so much.")
 
@@ -77,6 +93,7 @@ class VariableComparison:
         norm_reference: Euclidean norm in float32.
         norm: Euclidean norm under the policy.
         finite: Whether every element under the policy is finite.
+        noise: How it scatters over the batches; None where that was not measured.
     """
 
     layer: str
@@ -85,6 +102,12 @@ class VariableComparison:
     norm_reference: float
     norm: float
     finite: bool = True
+    noise: Noise | None = None
+
+    @property
+    def error(self) -> float:
+        """Euclidean norm of the difference."""
+        return math.sqrt(max(self.norm_reference**2 + self.norm**2 - 2 * self.dot, 0.0))
 
     @property
     def cosine(self) -> float | None:
@@ -108,7 +131,12 @@ class Replay:
         worst_cosine: That cosine.
         loss: The unscaled loss; None where it is not finite or not known.
         loss_reference: The loss in float32; None where it is not known.
-        overflowed: Whether gradients are not finite although output and loss are: a lower loss scale may mend that.
+        overflowed: Whether gradients are not finite although output and loss are, its own or, where noise was asked
+            for, those of another batch at its weights: a lower loss scale may mend that.
+        rule: What it passed by: "limits", or "noise" where a cosine is below its limit and the noise of batches
+            excuses that; None where it failed.
+        added_variance: What its error adds to the variance between batches, as a share; None where that was not asked.
+        moved_mean: How far the error that batches share moves their mean gradient, relative; None likewise.
     """
 
     step: int
@@ -122,6 +150,9 @@ class Replay:
     loss: float | None
     loss_reference: float | None
     overflowed: bool = False
+    rule: Literal["limits", "noise"] | None = None
+    added_variance: float | None = None
+    moved_mean: float | None = None
 
 
 @dataclass(frozen=True)
@@ -131,10 +162,12 @@ class Measured:
     Attributes:
         replays: Each batch at each loss scale, judged scales first.
         judged: How many of them count; the others inform.
+        fallen: By how many halvings a judged loss scale had to fall until all batches passed.
     """
 
     replays: tuple[Replay, ...]
     judged: int
+    fallen: int = 0
 
     @property
     def passed(self) -> bool:
@@ -145,6 +178,17 @@ class Measured:
     def worst(self) -> Replay:
         """The judged replay that is farthest from float32: a failed one first, then the least cosine."""
         return min(self.replays[: self.judged], key=lambda r: (r.passed, -1.0 if r.cosine is None else r.cosine))
+
+    @property
+    def passed_as_noise(self) -> tuple[Replay, ...]:
+        """The judged replays that pass because rounding drowns in the noise of batches."""
+        return tuple(replay for replay in self.replays[: self.judged] if replay.rule == "noise")
+
+    @property
+    def settled_scale(self) -> float | None:
+        """The loss scale at which all batches passed where it had to fall for that; None elsewhere."""
+        scales = [replay.loss_scale for replay in self.replays[: self.judged]]
+        return min(scales) if self.fallen and self.passed else None
 
 
 def judge_replay(
@@ -170,9 +214,11 @@ def judge_replay(
         default=None,
     )
     shown_loss = loss if loss is not None and math.isfinite(loss) else None
+    turned = _turned(cosine, worst, norm_reference, criterion)
+    noise = whole_noise(comparisons)
     why_not = (
         _not_finite(comparisons, outputs_finite, loss)
-        or _turned(cosine, worst, norm_reference, criterion)
+        or (None if turned is None or is_noise(comparisons, criterion) else turned)
         or _lengthened(ratio, criterion)
         or _other_loss(loss, loss_reference, criterion)
     )
@@ -187,8 +233,15 @@ def judge_replay(
         None if worst is None else worst.cosine,
         shown_loss,
         loss_reference,
-        overflowed=not finite and outputs_finite and (loss is None or shown_loss is not None),
+        overflowed=_overflowed(finite, noise) and outputs_finite and (loss is None or shown_loss is not None),
+        rule=None if why_not is not None else "limits" if turned is None else "noise",
+        added_variance=None if noise is None else noise.added_variance,
+        moved_mean=None if noise is None else noise.moved,
     )
+
+
+def _overflowed(finite: bool, noise: Noise | None) -> bool:
+    return not finite or (noise is not None and not math.isfinite(noise.error))
 
 
 def _not_finite(comparisons: Sequence[VariableComparison], outputs_finite: bool, loss: float | None) -> str | None:
@@ -249,6 +302,14 @@ class JudgedScales:
     judged: tuple[float, ...]
     informing: tuple[float, ...] = ()
     may_fall: int = 0
+
+    def after(self, measured: Measured) -> JudgedScales:
+        """Return where parts of a set are replayed that passed as `measured`: they may not fall further than it did.
+
+        Otherwise a layer whose gradients overflow at the scale that training begins with would be found not to be
+        needed, at the price of a lower scale.
+        """
+        return replace(self, may_fall=min(self.may_fall, measured.fallen))
 
 
 def scales_to_judge(initial: float | None, settled: float | None, is_dynamic: bool = True) -> JudgedScales:

@@ -42,11 +42,13 @@ class PricedPolicy:
     casts: int | None = None
 
     def beside(self, other: PricedPolicy) -> Price:
-        """Return what this costs more than `other`."""
+        """Return what this costs more than `other`; times to the nanosecond."""
+        noises = self.time_noise_ms, other.time_noise_ms
         return Price(
             _difference(self.time_ms, other.time_ms),
             _difference(self.memory_mib, other.memory_mib),
             None if self.casts is None or other.casts is None else self.casts - other.casts,
+            None if None in noises else round(sum(noise or 0.0 for noise in noises), 6),
         )
 
 
@@ -58,12 +60,13 @@ class Verification:
         proven: Whether a set of layers was found under which every judged replay passes.
         is_minimal: Whether each smaller set by one layer was replayed too, and failed.
         default: Name of the default policy.
+        trained: Name of the default policy that the run was trained under; empty where a file does not tell.
         pins: Ids of the layers to keep in float32; where nothing was proven, the ones that were proposed.
         suspects: Ids of the layers that the findings name, which the search began with.
         left_out: Why layers could not be tried in float32, by id.
         batches: Steps of the batches that were replayed.
         weights: Whose weights they were replayed with, in words.
-        before: Under plain mixed precision.
+        before: Under plain mixed precision: as it was trained, or of a run in float32 under the default policy.
         after: Under the policy; None where nothing was proven.
         bfloat16: Under mixed_bfloat16 with nothing pinned, where float16 needs pins; None where that was not tried.
         trials: How many sets were replayed; each was traced once.
@@ -99,6 +102,17 @@ class Verification:
     took_s: Mapping[str, float] = field(default_factory=dict)
     traces: int = 0
     tracing_s: float | None = None
+    trained: str = ""
+
+    @property
+    def before_policy(self) -> str:
+        """The default policy under which `before` was measured."""
+        return self.default if self.trained in ("", "float32") else self.trained
+
+    @property
+    def is_of_another_default(self) -> bool:
+        """Whether it proves another default policy than the one that the run was trained under."""
+        return self.trained not in ("", self.default)
 
     @property
     def nothing_needed(self) -> bool:
@@ -157,7 +171,7 @@ def read_verification(directory: Path) -> Verification | None:
 
 
 def _verification(content: dict[str, Any]) -> Verification:
-    earlier = {"took_s", "traces", "tracing_s"} - set(content)  # what the first files did not hold
+    earlier = {"took_s", "traces", "tracing_s", "trained"} - set(content)  # what the first files did not hold
     values = {item.name: content[item.name] for item in fields(Verification) if item.name not in earlier}
     values["criterion"] = Criterion(**values["criterion"])
     values["before"] = _measured(values["before"])
@@ -171,11 +185,13 @@ def _verification(content: dict[str, Any]) -> Verification:
 
 
 def _measured(content: dict[str, Any]) -> Measured:
-    return Measured(tuple(Replay(**replay) for replay in content["replays"]), content["judged"])
+    return Measured(
+        tuple(Replay(**replay) for replay in content["replays"]), content["judged"], content.get("fallen", 0)
+    )
 
 
 def _difference(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one - other
+    return None if one is None or other is None else round(one - other, 6)
 
 
 def _plain(value: Any) -> Any:

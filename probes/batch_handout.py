@@ -18,7 +18,7 @@ from precscope.kept_batches import KeptBatchWriter
 from precscope.probes.internals.distribution import is_distributed, plain_variable, shares, whole_batch
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection, Mapping
     from pathlib import Path
 
 __all__ = ["Batch", "BatchHandout", "BatchKeeping"]
@@ -156,14 +156,35 @@ class BatchKeeping:
         self._writer: KeptBatchWriter | None = KeptBatchWriter(directory, int(limit_mib * 2**20))
         self._limit_mib = limit_mib
         self._leaves_weights_out = False
+        self._good: dict[str, Any] | None = None  # the last weights that were finite, in the host's memory
         self._tell = tell
 
-    def keep(self, step: int, handout: BatchHandout, read_weights: Callable[[], dict[str, Any]]) -> None:
+    def begin(self, weights: Mapping[str, Any], trained: Collection[str] | None = None) -> None:
+        """Hold the weights that the training begins with, where they may be kept: its first step may lose them."""
+        size_mib = sum(value.shape.num_elements() * value.dtype.size for value in weights.values()) / 2**20
+        if _LEAST_WITH_WEIGHTS * size_mib <= self._limit_mib:
+            self._hold(_as_arrays(dict(weights)), trained)
+
+    def keep(
+        self,
+        step: int,
+        handout: BatchHandout,
+        read_weights: Callable[[], dict[str, Any]],
+        trained: Collection[str] | None = None,
+    ) -> None:
         """Keep the batch that was handed out by `step`, as group "data"; a custom loop's keywords as "keywords".
 
         The weights are kept beside it by name, as group "weights", as they are after it, with the states of seeds:
-        a fault of numbers shows at the weights that training has reached, not at those that a model begins with. They
-        are left out where three such batches would not fit into the limit.
+        a fault of numbers shows at the weights that training has reached, not at those that a model begins with. Once
+        a trained weight is not finite, no batch can be replayed with it: then the last ones that were, or those that
+        the training began with, are kept instead. They are left out where three such batches would not fit into the
+        limit.
+
+        Args:
+            step: The train step.
+            handout: Holds its batch.
+            read_weights: Returns weights and states of seeds by name.
+            trained: Names of the weights that are trained; by default all are. Statistics that are lost do no harm.
         """
         if self._writer is None:
             return
@@ -178,28 +199,42 @@ class BatchKeeping:
             groups = {"data": _as_arrays(data)}
             if batch.kwargs:
                 groups["keywords"] = _as_arrays(batch.kwargs)
-            groups |= self._weights(read_weights, groups)
-            groups["state"] = {"is_custom_loop": handout.step is not None}
+            weights, are_from_before = self._weights(read_weights, groups, trained)
+            groups |= {} if weights is None else {"weights": weights}
+            groups["state"] = {"is_custom_loop": handout.step is not None, "weights_from_before": are_from_before}
             self._writer.keep(step, **groups)
         except RunDirectoryError as error:
             self._writer = None
             self._tell(f"batches are not kept: {error}")
 
-    def _weights(self, read_weights: Callable[[], dict[str, Any]], batch: dict[str, Any]) -> dict[str, Any]:
+    def _hold(self, weights: dict[str, Any], trained: Collection[str] | None) -> bool:
+        """Hold weights for when later ones are lost, if all that are trained are finite; return whether they are."""
+        is_good = all(np.isfinite(weights[name]).all() for name in (weights if trained is None else trained))
+        if is_good:
+            self._good = weights
+        return is_good
+
+    def _weights(
+        self, read_weights: Callable[[], dict[str, Any]], batch: dict[str, Any], trained: Collection[str] | None
+    ) -> tuple[dict[str, Any] | None, bool]:
+        """Return the weights to keep, None where they are left out, and whether the step's own are lost."""
         if self._leaves_weights_out:
-            return {}
+            return None, False
         weights = _as_arrays(read_weights())
         sizes_mib = [
             sum(getattr(leaf, "nbytes", 0) for leaf in tf.nest.flatten(tree)) / 2**20 for tree in (batch, weights)
         ]
         if (needed_mib := _LEAST_WITH_WEIGHTS * sum(sizes_mib)) <= self._limit_mib:
-            return {"weights": weights}
+            if not self._hold(weights, trained) and self._good is not None:
+                return self._good, True
+            return weights, False
+        self._good = None
         self._leaves_weights_out = True
         self._tell(
             f"batches are kept without the weights of their step, {sizes_mib[1]:.3g} MiB a batch: raise "
             f"keep_batches_mib to {needed_mib:.3g} for them. Without, a replay takes the weights that the model has."
         )
-        return {}
+        return None, False
 
 
 def _as_arrays(tree: Any) -> Any:

@@ -3,6 +3,8 @@
 While the pass is traced, each layer that trains in 16 bits is called twice on the float32 input: as it is in this pass,
 in float32, and as its twin, under the policy that it trains with. What differs is the layer's own error. The same for
 its backward pass, from the float32 gradient that arrives. Twins lead nowhere: the loss does not depend on them.
+A third call, in float32 on the input rounded to the training's format, tells how much of the own error float32 inside
+the layer would not cure.
 
 The pass is scaled by the training's loss scale, so that twins get gradients of the size that they get in the training.
 In float32 a scale that is a power of 2 changes no digit.
@@ -27,6 +29,7 @@ from precscope.probes.internals.dtype_policies import (
 )
 from precscope.probes.internals.graphs import current_graph, operation_count, operations_since
 from precscope.probes.internals.layer_calls import (
+    AddedLosses,
     call_state,
     call_under_policy,
     kept_losses,
@@ -35,6 +38,7 @@ from precscope.probes.internals.layer_calls import (
 )
 from precscope.probes.internals.layer_tree import own_variables, walk_layers
 from precscope.probes.layer_policies import cannot_flip, model_layers
+from precscope.probes.observed_layers import added_loss_key
 from precscope.probes.reading import TensorKey
 from precscope.probes.taps import is_read_by_losses
 from precscope.probes.tensor_errors import error_sums
@@ -58,24 +62,27 @@ class Part(NamedTuple):
     """Names what a reference step keeps of one call of a layer.
 
     Attributes:
-        what: "reference" and "twin" are tensors, "own", "whole" and "inherited" sums of errors.
+        what: "reference" and "twin" are tensors, "own", "whole", "inherited" and "rounded" sums of errors.
         key: The tensor.
         call: The number of the layer's call, from 0.
     """
 
-    what: Literal["reference", "twin", "own", "whole", "inherited"]
+    what: Literal["reference", "twin", "own", "whole", "inherited", "rounded"]
     key: TensorKey
     call: int
 
 
 @dataclass
 class _Twin:
-    """A layer's call and its twin, each with the tape that recorded it."""
+    """A layer's call and its twin, each with the tape that recorded it and the losses that it added."""
 
     inputs: list[Any]
     variables: dict[TensorKey, Any]
     outputs: list[Any]
     twins: list[Any]
+    rounded: list[Any] | None  # outputs in float32 of the rounded input; None where it has none but the data
+    losses: list[Any]
+    twin_losses: list[Any]
     tape: tf.GradientTape
     twin_tape: tf.GradientTape
 
@@ -144,11 +151,14 @@ class ReferencePass:
                 return call(*args, **kwargs)
             number, calls = calls, calls + 1
             begin = _op_count()
+            added = AddedLosses(plan.layer)
             if is_narrow and plan.id not in self.left_out:
                 outputs, twin = self._call_twice(plan, family, call, args, kwargs)
             else:
                 outputs, twin = call(*args, **kwargs), None
             self._look_for_narrow_ops(plan, begin)
+            if plan.unseen is None:
+                self._keep_losses(plan, number, added(), twin)
             if plan.id in self.left_out:  # the layers that follow are to go on in float32
                 outputs = keras.tree.map_structure(_widened, outputs)
             flat = keras.tree.flatten(outputs)
@@ -166,18 +176,22 @@ class ReferencePass:
         inputs = [x for x in keras.tree.flatten((args, kwargs)) if is_float_tensor(x)]
         # The twin gets structures of its own: augmentation layers write into the dict that they are given.
         twin_args, twin_kwargs = keras.tree.map_structure(lambda x: x, (args, kwargs))
+        added = AddedLosses(plan.layer)
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(inputs)
             try:
                 outputs = call(*args, **kwargs)
             except _FAILURES as error:
                 self.left_out[plan.id] = f"it fails in float32 ({error_in_a_line(error, 200)})"
-                return self._call_twin(family, call, twin_args, twin_kwargs), None
+                return self._call_twin(family, call, twin_args, twin_kwargs)[0], None
+        losses = added()
         after = _values(state)
         _assign(state, before)
         with tf.GradientTape(persistent=True) as twin_tape:
             twin_tape.watch(inputs)
-            twins = self._call_twin_or_leave_out(plan, family, call, twin_args, twin_kwargs)
+            twins, twin_losses = self._call_twin_or_leave_out(plan, family, call, twin_args, twin_kwargs)
+        _assign(state, before)
+        rounded = self._call_rounded(plan, family, call, twin_args, twin_kwargs)
         _assign(state, after)
         if plan.id in self.left_out:
             return outputs, None
@@ -186,6 +200,9 @@ class ReferencePass:
             variables=self._variables_of(plan.layer),
             outputs=keras.tree.flatten(outputs),
             twins=keras.tree.flatten(twins),
+            rounded=rounded,
+            losses=losses,
+            twin_losses=twin_losses,
             tape=tape,
             twin_tape=twin_tape,
         )
@@ -201,16 +218,51 @@ class ReferencePass:
 
     def _call_twin_or_leave_out(
         self, plan: TapPlan, family: Sequence[Any], call: Callable[..., Any], args: Any, kwargs: Any
-    ) -> Any:
+    ) -> tuple[Any, list[Any]]:
         """Call the twin; of a layer whose twin fails only the whole error is measured."""
         try:
             return self._call_twin(family, call, args, kwargs)
         except _FAILURES as error:
             trained = self._trained[id(plan.layer)].compute_dtype
             self.left_out[plan.id] = f"its twin in {trained} fails ({error_in_a_line(error, 200)})"
+            return None, []
+
+    def _call_rounded(
+        self, plan: TapPlan, family: Sequence[Any], call: Callable[..., Any], args: Any, kwargs: Any
+    ) -> list[Any] | None:
+        """Call the layer in float32 on what layers before it would hand over in 16 bits; data stay as they are."""
+        narrow = self._trained[id(plan.layer)].compute_dtype
+        given = [x for x in keras.tree.flatten((args, kwargs)) if is_float_tensor(x) and not _is_data(x)]
+        if narrow not in _NARROW or plan.id in self.left_out or not given:
             return None
 
-    def _call_twin(self, family: Sequence[Any], call: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        def rounded(x: Any) -> Any:
+            return tf.cast(tf.cast(x, narrow), x.dtype) if is_float_tensor(x) and not _is_data(x) else x
+
+        begin = _op_count()
+        self._in_twin = True
+        try:
+            args, kwargs = keras.tree.map_structure(rounded, (args, kwargs))
+            with kept_losses(family):
+                return list(keras.tree.flatten(call(*args, **kwargs)))
+        finally:
+            self._in_twin = False
+            self._claimed.update(map(id, _ops_from(begin)))
+
+    def _keep_losses(self, plan: TapPlan, call: int, losses: Sequence[Any], twin: _Twin | None) -> None:
+        """Compare the losses that a layer adds in its call as if they were outputs."""
+        twins = twin.twin_losses if twin is not None else []
+        for number, loss in enumerate(losses):
+            key = added_loss_key(plan.id, number)
+            self._trace.keep(Part("reference", key, call), loss)
+            if len(twins) == len(losses):
+                self._trace.keep(Part("twin", key, call), twins[number])
+                self._trace.keep(Part("own", key, call), error_sums(loss, twins[number]))
+
+    def _call_twin(
+        self, family: Sequence[Any], call: Callable[..., Any], args: Any, kwargs: Any
+    ) -> tuple[Any, list[Any]]:
+        """Return what the twin puts out, and the losses that it adds."""
         begin = _op_count()
         self._in_twin = True
         try:
@@ -219,7 +271,8 @@ class ReferencePass:
                 for layer in family:
                     stack.callback(set_own_policy(layer, self._trained[id(layer)]))
                     stack.callback(refresh_dtype_cache(layer))
-                return call_under_policy(family[0], call, args, kwargs)
+                added = AddedLosses(family[0])
+                return call_under_policy(family[0], call, args, kwargs), added()
         finally:
             self._in_twin = False
             self._claimed.update(map(id, _ops_from(begin)))
@@ -249,8 +302,7 @@ class ReferencePass:
             if plan.unseen is None:
                 keep(Part("reference", activation, call), x)
                 if twin is not None:
-                    keep(Part("twin", activation, call), twin.twins[place])
-                    keep(Part("own", activation, call), error_sums(x, twin.twins[place]))
+                    self._keep_own_errors(activation, call, place, x, twin)
 
             def gradient_of(gradient: Any) -> Any:
                 if isinstance(gradient, tf.Tensor) and self._trace.is_at_root and plan.gradient_unseen is None:
@@ -262,6 +314,12 @@ class ReferencePass:
             return tf.identity(x), gradient_of
 
         return with_mask_of(tensor, tf.custom_gradient(tap)(tensor))
+
+    def _keep_own_errors(self, key: TensorKey, call: int, place: int, reference: Any, twin: _Twin) -> None:
+        self._trace.keep(Part("twin", key, call), twin.twins[place])
+        self._trace.keep(Part("own", key, call), error_sums(reference, twin.twins[place]))
+        if twin.rounded is not None:
+            self._trace.keep(Part("rounded", key, call), error_sums(reference, twin.rounded[place]))
 
     def _keep_own_gradients(self, part: Part, twin: _Twin, place: int, gradient: Any) -> None:
         """Run both backward passes from the gradient that arrives at one output."""

@@ -9,22 +9,27 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
-from precscope.probes.internals.layer_calls import shadow_call, with_mask_of
+from precscope.probes.internals.layer_calls import AddedLosses, shadow_call, with_mask_of
 from precscope.probes.reading import TensorKey
 from precscope.probes.taps import is_read_by_losses
 from precscope.probes.tensor_sources import is_float_tensor
+from precscope.reference_records import ADDED_LOSS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from precscope.probes.shadow_step import ShadowTrace
 
-__all__ = ["observed_layers"]
+__all__ = ["added_loss_key", "observed_layers"]
 
 
 @contextmanager
 def observed_layers(
-    layers: Mapping[str, Any], trace: ShadowTrace, observe: Callable[[TensorKey, int, Any], None]
+    layers: Mapping[str, Any],
+    trace: ShadowTrace,
+    observe: Callable[[TensorKey, int, Any], None],
+    *,
+    losses: bool = False,
 ) -> Iterator[None]:
     """Let `observe` see each float output of the layers and the gradient that arrives there, while a step is traced.
 
@@ -36,16 +41,27 @@ def observed_layers(
         layers: The layers, by id.
         trace: The step that is traced.
         observe: Called at the time of tracing, forward in the order of the calls, backward against it.
+        losses: Show it the losses too that a layer adds in its call, as `added_loss_key` names them.
     """
     with ExitStack() as stack:
         for layer_id, layer in layers.items():
-            observed = partial(_observed_call, layer_id, trace=trace, observe=observe)
+            added = partial(AddedLosses, layer) if losses else None
+            observed = partial(_observed_call, layer_id, trace=trace, observe=observe, added=added)
             stack.callback(shadow_call(layer, observed))
         yield
 
 
+def added_loss_key(layer_id: str, number: int) -> TensorKey:
+    """Return the key of a loss that a layer adds in its call: that of an activation, which it is to all purposes."""
+    return TensorKey(layer_id, "activation", f"{ADDED_LOSS} {number}")
+
+
 def _observed_call(
-    layer_id: str, call: Callable[..., Any], trace: ShadowTrace, observe: Callable[[TensorKey, int, Any], None]
+    layer_id: str,
+    call: Callable[..., Any],
+    trace: ShadowTrace,
+    observe: Callable[[TensorKey, int, Any], None],
+    added: Callable[[], AddedLosses] | None,
 ) -> Callable[..., Any]:
     calls = 0
 
@@ -71,8 +87,11 @@ def _observed_call(
         nonlocal calls
         if not trace.is_at_root:
             return call(*args, **kwargs)
+        losses = None if added is None else added()
         outputs = call(*args, **kwargs)
         number, calls = calls, calls + 1
+        for place, loss in enumerate([] if losses is None else losses()):
+            observe(added_loss_key(layer_id, place), number, loss)
         flat = [observed_output(str(i), number, tensor) for i, tensor in enumerate(keras.tree.flatten(outputs))]
         return keras.tree.pack_sequence_as(outputs, flat)
 

@@ -118,7 +118,7 @@ class ReferenceSchedule:
         return (
             f"no reference step was taken: the first was expected to take {self._budget.expected_ns / 1e9:.0f} s, "
             f"judged by what compiling the probed step took, and the whole session took {self._session_ns() / 1e9:.0f} "
-            "s. reference=True takes it in any case."
+            "s. reference=True (precscope run --set reference=true) takes it in any case."
         )
 
     def _take(self, moment: ReferenceMoment) -> None:
@@ -272,6 +272,7 @@ def _record(step: int, moment: ReferenceMoment, tensor: ErrorsOfTensor, loss_sca
             else inherited.error_relative_to(whole)
         ),
         **{} if own is None else _own_fields(own),
+        rounded_input_relative_error=None if tensor.rounded is None else tensor.rounded.relative_error,
     )
 
 

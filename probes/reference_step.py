@@ -14,6 +14,8 @@ import psutil
 import tensorflow as tf
 
 from precscope.errors_between import TensorErrors
+from precscope.probes.batch_slices import examples_in, first_examples
+from precscope.probes.internals.tf_functions import without_retracing_warning
 from precscope.probes.layer_twins import Part, ReferencePass
 from precscope.probes.observed_layers import observed_layers
 from precscope.probes.shadow_step import ShadowStep
@@ -44,12 +46,14 @@ class ErrorsOfTensor:
         whole: Errors in the training's policy.
         own: Errors that the layer makes from the float32 input; see `precscope.reference_records`.
         inherited: Errors of the policy's tensor against the layer's own; their squares are relative to `whole`.
+        rounded: Errors of the layer in float32 that gets the float32 input rounded to the training's format.
     """
 
     key: TensorKey
     whole: TensorErrors
     own: TensorErrors | None
     inherited: TensorErrors | None
+    rounded: TensorErrors | None = None
 
 
 @dataclass(frozen=True)
@@ -106,7 +110,7 @@ class ReferenceStep:
         self._policy = ShadowStep(model, optimizer, step, taps=self._compared)
         self._parts: list[Part] = []
         self._examples: int | None = None  # that were found to fit, where the batch does not
-        self._compare_gradients = tf.function(_stacked_errors, autograph=False)
+        self._compare_gradients = without_retracing_warning(tf.function(_stacked_errors, autograph=False))
 
     def measure(self, batch: Batch, loss_scale: float) -> ReferenceMeasurement:
         """Run both passes on the batch, or on as much of it as fits into memory.
@@ -115,7 +119,7 @@ class ReferenceStep:
             tf.errors.ResourceExhaustedError: Even a small slice does not fit.
             Exception: Whatever the step raises. Nothing is changed.
         """
-        size = _examples_in(batch)
+        size = examples_in((batch.args, batch.kwargs))
         traced_ns = self._trace_time_ns()
         examples = size if size is None or self._examples is None else min(size, self._examples)
         while True:
@@ -183,7 +187,7 @@ class ReferenceStep:
                 trace.keep(Part("inherited", key, call), error_sums(twin, tensor))
 
         with ExitStack() as stack:
-            stack.enter_context(observed_layers(self._layers, trace, observe))
+            stack.enter_context(observed_layers(self._layers, trace, observe, losses=True))
             yield
 
     def _weight_gradients(self, reference: Any, policy: Any) -> dict[Part, Any]:
@@ -214,7 +218,7 @@ def _stacked_errors(pairs: Sequence[tuple[Any, Any]]) -> list[Any]:
 
 def _tensor_errors(sums: dict[Part, Any]) -> Iterator[ErrorsOfTensor]:
     """Add up the calls of each tensor."""
-    names = [name for name in sums if name.what in ("own", "whole", "inherited")]
+    names = [name for name in sums if name.what in ("own", "whole", "inherited", "rounded")]
     values = tf.stack([sums[name] for name in names]).numpy() if names else ()
     added: dict[TensorKey, dict[str, TensorErrors]] = {}
     for name, numbers in zip(names, values, strict=True):
@@ -222,26 +226,9 @@ def _tensor_errors(sums: dict[Part, Any]) -> Iterator[ErrorsOfTensor]:
         of_key[name.what] = of_key.get(name.what, TensorErrors()) + TensorErrors.from_sums(numbers)
     for key, found in added.items():
         if "whole" in found:
-            yield ErrorsOfTensor(key, found["whole"], found.get("own"), found.get("inherited"))
-
-
-def _examples_in(batch: Batch) -> int | None:
-    """Return the size of the first dimension of the first tensor that has one."""
-    for leaf in tf.nest.flatten((batch.args, batch.kwargs)):
-        shape = getattr(leaf, "shape", None)
-        if shape is not None and len(shape):
-            return int(shape[0])
-    return None
+            yield ErrorsOfTensor(key, found["whole"], found.get("own"), found.get("inherited"), found.get("rounded"))
 
 
 def _sliced(batch: Batch, size: int, examples: int) -> Any:
     """Return the first examples of the batch: of every tensor whose first dimension is the batch's."""
-    if examples == size:
-        return batch
-
-    def slice_of(leaf: Any) -> Any:
-        shape = getattr(leaf, "shape", None)
-        return leaf[:examples] if shape is not None and len(shape) and shape[0] == size else leaf
-
-    args, kwargs = tf.nest.map_structure(slice_of, (batch.args, batch.kwargs))
-    return type(batch)(args, kwargs)
+    return batch if examples == size else type(batch)(*first_examples((batch.args, batch.kwargs), size, examples))

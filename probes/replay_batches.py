@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from precscope.errors import PrecScopeError
 from precscope.kept_batches import TypedArray
+from precscope.probes.batch_slices import examples_in, first_examples
 from precscope.probes.internals.layer_tree import state_variables
 from precscope.probes.replayer import ReplayBatch
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from precscope.kept_batches import KeptBatch
     from precscope.reader import Run
 
@@ -25,6 +28,21 @@ class ReplayData:
 
     batches: tuple[ReplayBatch, ...]
     weights: str
+
+    def first_part(self, share: float) -> ReplayData | None:
+        """Return the first examples of each batch, that share of them; None where that would be less than one."""
+        if share == 1:
+            return self
+        parts = []
+        for batch in self.batches:
+            size = examples_in((batch.args, batch.kwargs))
+            if size is None or int(size * share) < 1:
+                return None
+            args, kwargs = first_examples((batch.args, dict(batch.kwargs)), size, int(size * share))
+            parts.append(replace(batch, args=args, kwargs=kwargs))
+        return ReplayData(
+            tuple(parts), f"{self.weights}, on the first {share:.3g} of their examples for want of memory"
+        )
 
 
 def batches_of_run(
@@ -44,7 +62,7 @@ def batches_of_run(
         chosen = _chosen(run, most)
         batches = tuple(_from_kept(batch, model, of_custom_loop) for batch in chosen)
         with_weights = all(batch.weights is not None for batch in batches)
-        return ReplayData(batches, "as kept with each batch" if with_weights else "as the model has them now")
+        return ReplayData(batches, _whose_weights(chosen) if with_weights else "as the model has them now")
     if dataset is None:
         raise PrecScopeError(
             f"The run in '{run.path}' kept no batches, so nothing can be replayed. Record it again with "
@@ -57,6 +75,16 @@ def batches_of_run(
         ReplayBatch(number, element if of_custom_loop else (element,)) for number, element in enumerate(taken)
     )
     return ReplayData(batches, "as the model has them now")
+
+
+def _whose_weights(batches: Sequence[KeptBatch]) -> str:
+    lost = [batch.step for batch in batches if _state(batch).get("weights_from_before")]
+    text = "as kept with each batch"
+    return f"{text}, of step {', '.join(f'{step:,}' for step in lost)} from before they were lost" if lost else text
+
+
+def _state(batch: KeptBatch) -> dict[str, Any]:
+    return batch.load("state") if "state" in batch.groups() else {}
 
 
 def _chosen(run: Run, most: int) -> list[KeptBatch]:
@@ -80,8 +108,7 @@ def _spread(batches: list[KeptBatch], most: int) -> list[KeptBatch]:
 
 def _from_kept(kept: KeptBatch, model: Any, of_custom_loop: bool) -> ReplayBatch:
     groups = kept.groups()
-    state = kept.load("state") if "state" in groups else {}
-    if state.get("is_custom_loop", of_custom_loop) != of_custom_loop:
+    if _state(kept).get("is_custom_loop", of_custom_loop) != of_custom_loop:
         raise PrecScopeError(_other_step(kept.step, of_custom_loop))
     data = _tensors(kept.load_typed("data"))
     keywords = _tensors(kept.load_typed("keywords")) if "keywords" in groups else None

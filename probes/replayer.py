@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
@@ -12,10 +12,13 @@ import tensorflow as tf
 from precscope.error_text import error_in_a_line
 from precscope.errors import PrecScopeError
 from precscope.formats import FORMATS
+from precscope.gradient_noise import Noise, could_be_noise
 from precscope.probes.allocator import AllocatorMemory
 from precscope.probes.flip_check import watch_flips
+from precscope.probes.gradient_numbers import comparison_numbers, noise_numbers
 from precscope.probes.internals.graphs import current_graph
 from precscope.probes.internals.layer_tree import MODEL_ID, state_variables
+from precscope.probes.internals.tf_functions import without_retracing_warning
 from precscope.probes.layer_policies import model_layers
 from precscope.probes.observed_layers import observed_layers
 from precscope.probes.shadow_step import ShadowStep
@@ -94,9 +97,16 @@ class Replayer:
         self._optimizer = optimizer
         self._step = step
         self._references: list[_Reference] = []
-        self._reference_key: frozenset[tuple[str, str]] = frozenset()
+        self._reference_policies: Mapping[str, str] = {}
         self._tried: dict[frozenset[tuple[str, str]], _Tried] = {}
-        self._numbers = tf.function(_numbers, autograph=False)  # its graph goes with the replayer
+        # Their graphs go with the replayer.
+        self._numbers = without_retracing_warning(tf.function(comparison_numbers, autograph=False))
+        self._noise_numbers = without_retracing_warning(tf.function(noise_numbers, autograph=False))
+
+    @property
+    def scales_loss(self) -> bool:
+        """Whether the step multiplies its loss by a loss scale; a custom loop may not."""
+        return all(reference.result.loss is not None for reference in self._references)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -110,7 +120,7 @@ class Replayer:
             PrecScopeError: No batch gives finite gradients, or the step hands no gradients to its optimizer.
         """
         self._references, self.skipped = [], []
-        self._reference_key = _key(policies)
+        self._reference_policies = policies
         for batch in batches:
             result = self._run(self._step_for(policies), batch, 1.0)
             if not result.gradients:
@@ -132,9 +142,7 @@ class Replayer:
 
     def measure(self, policies: Mapping[str, str], scales: JudgedScales, criterion: Criterion) -> Measured:
         """Replay every batch at every loss scale under `policies`, by layer id, and judge it."""
-        judged = [replay for scale in scales.judged for replay in self._at(policies, scale, criterion, scales.may_fall)]
-        informing = [replay for scale in scales.informing for replay in self._at(policies, scale, criterion, 0)]
-        return Measured((*judged, *informing), len(judged))
+        return self._measure(policies, scales, criterion, until_failure=False)
 
     def measure_until_failure(
         self, policies: Mapping[str, str], scales: JudgedScales, criterion: Criterion
@@ -143,33 +151,43 @@ class Replayer:
 
         Most sets of a search fail, and of those it is of no interest by how much.
         """
+        return self._measure(policies, scales, criterion, until_failure=True)
+
+    def _measure(
+        self, policies: Mapping[str, str], scales: JudgedScales, criterion: Criterion, until_failure: bool
+    ) -> Measured:
         judged: list[Replay] = []
+        most_fallen = 0
         for scale in scales.judged:
-            found = self._at(policies, scale, criterion, scales.may_fall, until_failure=True)
+            found, fallen = self._at(policies, scale, criterion, scales.may_fall, until_failure)
             judged += found
-            if not all(replay.passed for replay in found):
+            most_fallen = max(most_fallen, fallen)
+            if until_failure and not all(replay.passed for replay in found):
                 return Measured(tuple(judged), len(judged))
-        informing = [replay for scale in scales.informing for replay in self._at(policies, scale, criterion, 0)]
-        return Measured((*judged, *informing), len(judged))
+        informing = [replay for scale in scales.informing for replay in self._at(policies, scale, criterion)[0]]
+        return Measured((*judged, *informing), len(judged), most_fallen)
 
     def _at(
         self,
         policies: Mapping[str, str],
         scale: float,
         criterion: Criterion,
-        may_fall: int,
+        may_fall: int = 0,
         until_failure: bool = False,
-    ) -> list[Replay]:
-        """Replay every batch at `scale`, or at the first lower one at which all pass, where gradients overflow."""
+    ) -> tuple[list[Replay], int]:
+        """Replay every batch at `scale`, or at the first lower one at which all pass, where gradients overflow.
+
+        Return that with the number of halvings.
+        """
         first: list[Replay] = []
         for fallen in range(may_fall + 1):
             replays = self._all_at(policies, scale / 2**fallen, criterion, until_failure)
             first = first or replays
             if all(replay.passed for replay in replays):
-                return replays
+                return replays, fallen
             if not any(replay.overflowed for replay in replays):
                 break
-        return first
+        return first, 0
 
     def _all_at(
         self, policies: Mapping[str, str], scale: float, criterion: Criterion, until_failure: bool
@@ -221,15 +239,51 @@ class Replayer:
         except Exception as error:  # a custom layer that takes no mix of dtypes: a set that does not work
             why_not = f"the step failed under it: {error_in_a_line(error, 200)}"
             return Replay(batch.step, scale, False, why_not, None, None, None, None, None, reference.result.loss)
-        return judge_replay(
-            self._compare(reference.result, result),
-            step=batch.step,
-            loss_scale=scale,
-            loss=result.loss,
-            loss_reference=reference.result.loss,
-            outputs_finite=bool(result.kept.get(_FINITE, True)),
-            criterion=criterion,
+
+        def judged(comparisons: Sequence[VariableComparison]) -> Replay:
+            return judge_replay(
+                comparisons,
+                step=batch.step,
+                loss_scale=scale,
+                loss=result.loss,
+                loss_reference=reference.result.loss,
+                outputs_finite=bool(result.kept.get(_FINITE, True)),
+                criterion=criterion,
+            )
+
+        comparisons = self._compare(reference.result, result)
+        replay = judged(comparisons)
+        if replay.passed or not could_be_noise(comparisons, criterion):
+            return replay
+        return judged(self._with_noise(comparisons, policies, reference, result))
+
+    def _with_noise(
+        self,
+        comparisons: Sequence[VariableComparison],
+        policies: Mapping[str, str],
+        reference: _Reference,
+        result: ShadowResult,
+    ) -> Sequence[VariableComparison]:
+        """Run the other batches at the weights of `reference` too, and say how gradients and their errors scatter.
+
+        It takes two more passes a batch, and no tracing: both steps are traced.
+        """
+        others = [other for other in self._references if other is not reference]
+        if not others:
+            return comparisons
+        expected, given = [reference.result], [result]
+        for other in others:
+            batch = replace(other.batch, weights=reference.batch.weights)
+            expected.append(self._run(self._step_for(self._reference_policies), batch, 1.0))
+            given.append(self._run(self._step_for(policies), batch, result.loss_scale))
+        keys = [key for key in reference.result.gradients if key in result.gradients]
+        scales = tf.constant([1.0, result.loss_scale], tf.float64)
+        numbers = self._noise_numbers(
+            *([[r.gradients[key] for key in keys] for r in rs] for rs in (expected, given)), scales
         )
+        return [
+            replace(item, noise=Noise(*map(float, row))) for item, row in zip(comparisons, numbers.numpy(), strict=True)
+        ]
 
     def _compare(self, reference: ShadowResult, result: ShadowResult) -> list[VariableComparison]:
         """Compare unscaled gradients, all variables in one call: one by one they would take longer than a replay."""
@@ -258,7 +312,8 @@ class Replayer:
         key = _key(policies)
         if key not in self._tried:
             while len(self._tried) >= _MOST_TRACED:  # a graph of a large model takes its room; the eldest goes
-                del self._tried[next(name for name in self._tried if name != self._reference_key)]
+                kept = (key, _key(self._reference_policies))
+                del self._tried[next(name for name in self._tried if name not in kept)]
             self._tried[key] = tried = _Tried(
                 ShadowStep(
                     self._model,
@@ -307,19 +362,6 @@ class Replayer:
 
 def _key(policies: Mapping[str, str]) -> frozenset[tuple[str, str]]:
     return frozenset(policies.items())
-
-
-def _numbers(references: Sequence[Any], gradients: Sequence[Any], scales: Any) -> Any:
-    """Return float64 [variables, 4]: scalar product, both norms, and whether the second gradient is finite.
-
-    In float64, for a product of two small float32 numbers may be too small for float32.
-    """
-    rows = []
-    for expected, gradient in zip(references, gradients, strict=True):
-        one, other = tf.cast(expected, tf.float64) / scales[0], tf.cast(gradient, tf.float64) / scales[1]
-        finite = tf.cast(tf.reduce_all(tf.math.is_finite(other)), tf.float64)
-        rows.append(tf.stack([tf.reduce_sum(one * other), tf.norm(one), tf.norm(other), finite]))
-    return tf.stack(rows)
 
 
 def _count_casts(graph: Any) -> int:

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+from precscope.advice.wording import counted
 from precscope.errors import SessionError
 from precscope.probes.legacy import check_loss_scale_arguments
 
 if TYPE_CHECKING:
     from precscope.records import RunStatus
 
-__all__ = ["check_model", "how_it_ended"]
+__all__ = ["check_model", "how_it_ended", "why_nothing_was_recorded"]
 
 
 def check_model(model: Any, optimizer: Any) -> None:
@@ -49,3 +50,23 @@ def how_it_ended(error: BaseException | None) -> tuple[RunStatus, str | None]:
         return "finished", None
     reason = f"{type(error).__name__}: {error}".strip(": ")
     return ("failed" if isinstance(error, Exception) else "interrupted"), reason
+
+
+def why_nothing_was_recorded(steps: int, start: int) -> str:
+    """Return what to tell the user of a training that ended well and of which no step was sampled.
+
+    Args:
+        steps: How many train steps were seen.
+        start: The first step that the options allow to be sampled.
+    """
+    if steps == 0:
+        return (
+            "nothing was recorded: no train step was seen. Expected a fit or a train_on_batch of this model inside the "
+            "session, or a loop of your own whose step went through session.instrument."
+        )
+    seen = f"nothing was recorded: {counted(steps, 'train step')} {'was' if steps == 1 else 'were'} seen, and"
+    if steps == 1:
+        return f"{seen} the first one is never sampled, for it builds the model. Train for two steps or more."
+    if start >= steps:
+        return f"{seen} the option start={start} lets no step before that one be sampled."
+    return f"{seen} none of them was sampled."

@@ -40,10 +40,23 @@ class SessionExtras:
     reference: ReferenceSchedule | None = None
     tripwire: Tripwire | None = None
 
+    def begin(self, model: Any) -> None:
+        """Note the weights that the training begins with, where batches are kept and the model is built."""
+        if self.batches is not None and model.built:
+            self.batches.begin(_values(model), _trained(model))
+
     def keep_batch(self, model: Any, step: int) -> None:
         """Keep the batch of the sampled train step `step`, with the model's state, where batches are kept."""
         if self.batches is not None and self.handout is not None:
-            self.batches.keep(step, self.handout, lambda: {name: v.value for name, v in state_variables(model)})
+            self.batches.keep(step, self.handout, lambda: _values(model), _trained(model))
+
+
+def _values(model: Any) -> dict[str, Any]:
+    return {name: variable.value for name, variable in state_variables(model)}
+
+
+def _trained(model: Any) -> set[str]:
+    return {name for name, variable in state_variables(model) if variable.trainable}
 
 
 def session_extras(

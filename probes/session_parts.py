@@ -23,6 +23,7 @@ from precscope.probes.probed_step import StepProbes
 from precscope.probes.replica_notices import replica_notices
 from precscope.probes.sampled_steps import SampledSteps
 from precscope.probes.sampling_loop import SampledStep, SamplingLoop
+from precscope.probes.session_checks import why_nothing_was_recorded
 from precscope.probes.session_extras import SessionExtras, session_extras
 from precscope.probes.traced_lint import TracedLint
 from precscope.sampling import Sampler
@@ -109,6 +110,10 @@ class SessionParts:
         for level, message in replica_notices(self.replicas, self._options):
             self.tell(level, message)
         self.loss_scale.look()
+        try:
+            self.extras.begin(self._model)
+        except Exception as error:  # what only helps a later replay must not stop a training
+            self.tell("warning", f"the weights of the start could not be noted: {failure_in_a_line(error)}")
         self._measurements.start()
         if self._options.live and self.replicas.worker == 0:
             self._live = LiveProcess.start(self.writer.path, lambda message: self.tell("info", message))
@@ -121,8 +126,7 @@ class SessionParts:
                 self.extras.tripwire.look()
             self.loss_scale.look()
             if self._keeper.samples == 0 and status == "finished":
-                seen = f"{self.loop.steps_seen} train steps were seen"
-                self.tell("warning", f"nothing was recorded: {seen}, and none of them was sampled.")
+                self.tell("warning", why_nothing_was_recorded(self.loop.steps_seen, self._options.start))
             if self._keeper.samples == 0 and status == "failed":
                 self._look_without_a_sample()
             if self.extras.reference is not None and status == "finished":

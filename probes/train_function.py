@@ -68,6 +68,7 @@ class ChoosingTrainFunction:
         self._epoch = -1
         self._epoch_first_step = 0
         self._epoch_steps: int | None = None
+        self._next_watched = 0  # the first step that the tripwire was not told of
         loop.place_in_epoch = self._place_in_epoch
 
     def __call__(self, iterator: Any) -> Any:
@@ -109,6 +110,8 @@ class ChoosingTrainFunction:
                 self._batch = loop.batch = usual_batch(self._model, self._steps)
                 loop.open_window()
             return result
+        if self._tripwire is not None and self._tripwire.is_on:
+            return self._sampled_past(self._tripwire, iterator)
         if not isinstance(iterator, _ITERATORS):
             batches = list(itertools.islice(iterator, self._steps))
             return self._run(lambda function: self._run_on(function, iter(batches)))
@@ -124,6 +127,20 @@ class ChoosingTrainFunction:
         self._tripwire.after_step(result)
         return result
 
+    def _sampled_past(self, tripwire: Tripwire, iterator: Any) -> Any:
+        """Sample a step whose batches the tripwire takes: should the probed one fail, the plain one makes up for it.
+
+        It gets the same batches, but for those whose update was made before the failure: these steps were made.
+        """
+        loop, batches, updates = self._loop, list(itertools.islice(iterator, self._steps)), tripwire.updates()
+
+        def call(function: Callable[[Any], Any]) -> Any:
+            made = tripwire.updates() - updates if isinstance(iterator, _ITERATORS) else 0
+            loop.steps_seen += made
+            return self._run_on(function, itertools.chain(batches[made:], iterator))
+
+        return self._run(call)
+
     def _past_the_tripwire(self, tripwire: Tripwire, batch: Any, iterator: Any) -> Iterator[Any]:
         """Yield the batches of one call; Keras' function asks for each right before its step."""
         for number in range(self._steps):
@@ -131,7 +148,10 @@ class ChoosingTrainFunction:
                 batch = next(iterator, _nothing)
             if batch is _nothing:
                 return
-            tripwire.before_step(self._loop.steps_seen + number, (without_optionals(batch),), {})
+            step = self._loop.steps_seen + number
+            if step >= self._next_watched:  # else it is made once more, plain, after the probed one failed
+                self._next_watched = step + 1
+                tripwire.before_step(step, (without_optionals(batch),), {})
             yield batch
 
     def _run(self, call: Callable[[Callable[[Any], Any]], Any]) -> Any:

@@ -19,6 +19,7 @@ import keras
 import tensorflow as tf
 
 from precscope.probes.internals.distribution import shares
+from precscope.probes.internals.optimizers import update_counter
 from precscope.probes.weight_guard import WeightGuard
 
 if TYPE_CHECKING:
@@ -94,6 +95,10 @@ class Tripwire:
     def is_on(self) -> bool:
         """Whether steps are still watched."""
         return not self._off
+
+    def updates(self) -> int:
+        """Return how many updates the optimizer has made; waits for the device."""
+        return int(update_counter(self._optimizer()).numpy())
 
     def before_step(self, step: int, args: tuple[Any, ...], kwargs: dict[str, Any], function: Any = None) -> None:
         """Take note of a step that is about to run; it needs a model that is built."""

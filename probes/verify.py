@@ -4,41 +4,34 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
 from precscope.advice import Evidence, analyze
-from precscope.advice.proposal import default_policy, propose_policy
-from precscope.advice.suspects import further_layers, suspected_layers
-from precscope.advice.wording import quoted
+from precscope.advice.proposal import default_policy
 from precscope.errors import PrecScopeError
-from precscope.formats import FORMATS
-from precscope.layer_match import match_layers
 from precscope.minimal_set import SearchResult, smallest_set
-from precscope.policy import MODEL, OptimizerNeeds, Pin, Policy
-from precscope.probes.apply_policy import wanted_policies
 from precscope.probes.environment import describe_hardware
-from precscope.probes.internals.layer_tree import has_named_layers
-from precscope.probes.layer_policies import cannot_flip, layer_policies, model_layers, whole_model
 from precscope.probes.replay_batches import batches_of_run
 from precscope.probes.replayer import Replayer
+from precscope.probes.verify_setup import ProofSetup, proposal_to_test
 from precscope.replay import Criterion, JudgedScales, Measured, scales_to_judge
 from precscope.verification import Verification
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping
 
-    from precscope.advice.finding import Finding
+    from precscope.policy import OptimizerNeeds
     from precscope.probes.replay_batches import ReplayData
     from precscope.reader import Run
 
 __all__ = ["verify_model"]
 
+_SMALLEST_SHARE = 1 / 32  # of a batch's examples, as in a reference step
 _MOST_PRICED = 8  # pins whose price is measured one by one; each is one more setting to time
-_MOST_ROUNDS_OF_REFERENCE = 4  # each leaves out one more layer that cannot be flipped
 
 
 def verify_model(
@@ -48,6 +41,7 @@ def verify_model(
     optimizer: Any = None,
     step: Callable[..., Any] | None = None,
     dataset: Any = None,
+    default: str | None = None,
     most_batches: int = 3,
     most_tests: int = 60,
     most_s: float | None = None,
@@ -64,6 +58,8 @@ def verify_model(
         optimizer: The optimizer of a custom training loop.
         step: The train step of a custom loop.
         dataset: A tf.data.Dataset to take batches from where the run kept none.
+        default: Name of the default dtype policy to test, such as "mixed_bfloat16". By default the run's own; of a run
+            in float32, which asks nothing of float32, "mixed_float16".
         most_batches: So many batches are replayed at most: among them those whose step was skipped.
         most_tests: So many sets of layers are tried at most.
         most_s: After so many seconds no further set is tried; None for no limit.
@@ -74,25 +70,59 @@ def verify_model(
         PolicyError: The model is not the run's.
         PrecScopeError: There are no batches, or nothing to compare them with.
     """
+    asked = _Asked(optimizer, step, dataset, default, most_batches, most_tests, most_s, criterion, report)
+    share = 1.0
+    while share >= _SMALLEST_SHARE:
+        try:
+            return _verify(model, run, asked, share)
+        except tf.errors.ResourceExhaustedError:
+            share /= 2
+    raise PrecScopeError(
+        f"There is not enough memory to replay batches: even {_SMALLEST_SHARE:.3g} of their examples do not fit, "
+        "forward and backward in float32. Nothing was changed. Verify where there is more, or record smaller ones."
+    )
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What `verify_model` was asked for; see there."""
+
+    optimizer: Any
+    step: Callable[..., Any] | None
+    dataset: Any
+    default: str | None
+    most_batches: int
+    most_tests: int
+    most_s: float | None
+    criterion: Criterion | None
+    report: Callable[[int, int], None]
+
+
+def _verify(model: Any, run: Run, asked: _Asked, share: float) -> Verification:
+    """Verify with that share of each batch's examples."""
     took = _Stopwatch()
     with took.part("findings and batches"):
         evidence = Evidence(run)
         findings = analyze(evidence)
-        proposal = propose_policy(evidence, findings)
-        optimizer = _usable(model, optimizer)
-        setup = _Setup(model, proposal, findings, evidence)
-        data = batches_of_run(run, model, dataset, most_batches, of_custom_loop=step is not None)
-    criterion = criterion or Criterion.for_policy(proposal.default)
-    replayer = Replayer(model, optimizer, step)
+        proposal = proposal_to_test(evidence, findings, asked.default)
+        optimizer = _usable(model, asked.optimizer)
+        setup = ProofSetup(model, proposal, findings, evidence)
+        data = _batches(run, model, asked, share)
+    criterion = asked.criterion or Criterion.for_policy(proposal.default)
+    replayer = Replayer(model, optimizer, asked.step)
     with took.part("float32"):
         setup.set_reference(replayer, data)
-    scales = _scales(evidence, proposal.optimizer)
+    scales = _scales(evidence, proposal.optimizer) if replayer.scales_loss else scales_to_judge(None, None)
     with took.part("as trained"):
-        as_trained = setup.as_trained(), _scales_as_trained(evidence, scales)
+        as_trained = setup.as_trained(), _scales_as_trained(evidence, scales, setup.is_trained_in_16_bits)
         before = replayer.measure(*as_trained, criterion)
 
     with took.part("search"):
-        limits = {"most_tests": most_tests, "report": report, "is_over": lambda: took.is_longer_than(most_s)}
+        limits = {
+            "most_tests": asked.most_tests,
+            "report": asked.report,
+            "is_over": lambda: took.is_longer_than(asked.most_s),
+        }
         result = _search(setup, replayer, scales, criterion, (as_trained, before), limits)
     setup.note_unflipped(replayer)
     bfloat16 = None
@@ -100,6 +130,14 @@ def verify_model(
         with took.part("bfloat16"):
             bfloat16 = _measured_in_bfloat16(setup, replayer)
     return _verification(setup, replayer, result, (before, bfloat16), scales, data, criterion, took)
+
+
+def _batches(run: Run, model: Any, asked: _Asked, share: float) -> ReplayData:
+    data = batches_of_run(run, model, asked.dataset, asked.most_batches, of_custom_loop=asked.step is not None)
+    part = data.first_part(share)
+    if part is None:
+        raise PrecScopeError("There is not enough memory to replay batches, not even one example of each.")
+    return part
 
 
 @dataclass
@@ -118,98 +156,6 @@ class _Stopwatch:
         began_s = time.perf_counter()
         yield
         self.parts_s[name] = time.perf_counter() - began_s
-
-
-@dataclass
-class _Setup:
-    """The model at hand beside the run: which layers can be tried, and the policies of a set of them.
-
-    Names are the ids of the run; the model may have other numbers in them.
-    """
-
-    model: Any
-    proposal: Policy
-    findings: Sequence[Finding]
-    evidence: Evidence
-
-    def __post_init__(self) -> None:
-        self._layers = model_layers(self.model)
-        classes = {name: type(layer).__name__ for name, layer in self._layers.items() if name != MODEL}
-        unpinned = replace(self.proposal, pins=())
-        self._here = {MODEL: MODEL, **match_layers(unpinned, classes)}
-        self._base = wanted_policies(self.model, unpinned)[0]
-        self.in_float32: Mapping[str, str] = {}
-        self.left_out: dict[str, str] = {}
-        with layer_policies(self.model, self._base):
-            self.suspects = self._tryable(suspected_layers(self.findings))
-            further = further_layers(self.evidence, self.findings)
-            # The policy of a subclassed model casts what is fed to it; that of any other does nothing.
-            own = () if has_named_layers(self.model) else (MODEL,)
-            self.others = self._tryable((*further, *own))
-
-    def policies(self, names: frozenset[str]) -> Mapping[str, str]:
-        """Return the policies of all layers, by id in the model, with `names` in float32."""
-        pins = tuple(Pin(name) for name in sorted(names))
-        return wanted_policies(self.model, replace(self.proposal, pins=pins))[0]
-
-    def as_trained(self) -> Mapping[str, str]:
-        """Return the policies that the run was trained under."""
-        return wanted_policies(self.model, replace(self.proposal, pins=(), default=default_policy(self.evidence)))[0]
-
-    def in_bfloat16(self) -> Mapping[str, str]:
-        """Return the policies of mixed_bfloat16 with nothing pinned."""
-        return wanted_policies(self.model, replace(self.proposal, pins=(), default="mixed_bfloat16"))[0]
-
-    def set_reference(self, replayer: Replayer, data: ReplayData) -> None:
-        """Replay in float32; what cannot follow keeps its policy and is left out."""
-        policies = self._base | whole_model(self.model, "float32")
-        for _ in range(_MOST_ROUNDS_OF_REFERENCE):
-            known = set(replayer.unflipped)
-            try:
-                replayer.set_reference(data.batches, policies)
-                self.in_float32 = policies
-                break
-            except PrecScopeError as error:
-                raise self._with_what_stays(error, replayer) from None
-            except Exception:
-                failed = set(replayer.unflipped) - known
-                if not failed:
-                    raise
-                policies = {name: policy for name, policy in policies.items() if name not in failed}
-                policies |= {name: self._base[name] for name in failed if name in self._base}
-        self.note_unflipped(replayer)
-
-    def _with_what_stays(self, error: PrecScopeError, replayer: Replayer) -> PrecScopeError:
-        """Name the layers that compute in 16 bits in the reference too: they may be what is wrong with it."""
-        stays = self.left_out | replayer.unflipped
-        if not stays:
-            return error
-        reasons = "; ".join(f"{quoted(name)}: {reason}" for name, reason in list(stays.items())[:3])
-        return PrecScopeError(f"{error} Layers that cannot be flipped to float32 may be the cause: {reasons}.")
-
-    def note_unflipped(self, replayer: Replayer) -> None:
-        """Leave out layers whose outputs showed that they do not follow their policy."""
-        there = {here: name for name, here in self._here.items()}
-        for here, reason in replayer.unflipped.items():
-            name = there.get(here, here)
-            if name in (*self.suspects, *self.others):
-                self.left_out[name] = reason
-                self.suspects = tuple(other for other in self.suspects if other != name)
-                self.others = tuple(other for other in self.others if other != name)
-
-    def _tryable(self, names: Sequence[str]) -> tuple[str, ...]:
-        """Return those that compute in 16 bits and can be flipped; note why others cannot."""
-        found = []
-        for name in names:
-            layer = self._layers[self._here[name]]
-            if layer.compute_dtype not in FORMATS or FORMATS[layer.compute_dtype].bits != 16:
-                continue
-            reason = cannot_flip(layer)
-            if reason is None:
-                found.append(name)
-            else:
-                self.left_out[name] = reason
-        return tuple(found)
 
 
 def _usable(model: Any, optimizer: Any) -> Any:
@@ -241,9 +187,9 @@ def _scales(evidence: Evidence, needs: OptimizerNeeds) -> JudgedScales:
     return scales_to_judge(needs.initial_scale, settled)
 
 
-def _scales_as_trained(evidence: Evidence, scales: JudgedScales) -> JudgedScales:
+def _scales_as_trained(evidence: Evidence, scales: JudgedScales, is_in_16_bits: bool) -> JudgedScales:
     """Return where plain mixed precision is shown: as it was trained, without a scale where it had none."""
-    return scales_to_judge(None, None) if evidence.loss_scaling == "none" else scales
+    return scales_to_judge(None, None) if evidence.loss_scaling == "none" and is_in_16_bits else scales
 
 
 def _last_scale(evidence: Evidence) -> float | None:
@@ -254,32 +200,41 @@ def _last_scale(evidence: Evidence) -> float | None:
 
 
 def _search(
-    setup: _Setup,
+    setup: ProofSetup,
     replayer: Replayer,
     scales: JudgedScales,
     criterion: Criterion,
     known: tuple[Any, Measured],
     limits: dict[str, Any],
 ) -> SearchResult[Measured]:
-    """Return the smallest set that passes; `known` are a setting that was measured before, and what it showed."""
+    """Return the smallest set that passes; `known` are a setting that was measured before, and what it showed.
+
+    Where the suspects pass together, they say how far the loss scale may fall for a part of them. Layers that join by
+    mere growth do not: a lower scale may be a better answer than those.
+    """
+    together: list[Measured] = []
 
     def test(names: frozenset[str]) -> Measured:
         setting = setup.policies(names), scales
         if not names and known[0] == setting:
             return known[1]
-        return replayer.measure_until_failure(*setting, criterion)
+        where = scales.after(together[0]) if together else scales
+        measured = replayer.measure_until_failure(setting[0], where, criterion)
+        if measured.passed and names == frozenset(setup.suspects):
+            together.append(measured)
+        return measured
 
     return smallest_set(test, setup.suspects, setup.others, **limits)
 
 
-def _measured_in_bfloat16(setup: _Setup, replayer: Replayer) -> Measured:
+def _measured_in_bfloat16(setup: ProofSetup, replayer: Replayer) -> Measured:
     """Return what the whole model does in bfloat16, which needs no loss scale."""
     criterion = Criterion.for_policy("mixed_bfloat16")
     return replayer.measure(setup.in_bfloat16(), scales_to_judge(None, None), criterion)
 
 
 def _verification(
-    setup: _Setup,
+    setup: ProofSetup,
     replayer: Replayer,
     result: SearchResult[Measured],
     besides: tuple[Measured, Measured | None],
@@ -303,6 +258,7 @@ def _verification(
         proven=proven,
         is_minimal=result.is_minimal,
         default=setup.proposal.default,
+        trained=default_policy(setup.evidence),
         pins=pins,
         suspects=setup.suspects,
         left_out=setup.left_out,

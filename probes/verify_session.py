@@ -10,7 +10,7 @@ import keras
 
 from precscope.advice import Evidence
 from precscope.advice.proposal import default_policy, policy_of_run
-from precscope.errors import PrecScopeError
+from precscope.errors import AnotherModelError, PolicyError, PrecScopeError
 from precscope.policy_file import write_policy
 from precscope.probes.model_entry import build_training
 from precscope.probes.verify import verify_model
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from precscope.reader import Run
     from precscope.verification import Verification
 
 __all__ = ["POLICY_FILE", "progress_line", "verify_and_write", "verify_entry"]
@@ -42,7 +43,11 @@ def verify_and_write(model: Any, run_dir: str | os.PathLike[str], **options: Any
         PrecScopeError: It cannot be verified; the message says why.
     """
     run = open_run(run_dir)
-    verification = verify_model(model, run, **options)
+    _require_writable(run.path)
+    try:
+        verification = verify_model(model, run, **options)
+    except AnotherModelError as error:
+        raise PolicyError(_another_model(error, run)) from None
     write_verification(run.path, verification)
     write_policy(policy_of_run(open_run(run.path)), run.path / POLICY_FILE, overwrite=True)
     return verification
@@ -63,6 +68,7 @@ def verify_entry(entry: str, run_dir: Path, weights: Path | None = None, **optio
         PrecScopeError: It cannot be verified; the message says why.
     """
     run = open_run(run_dir)  # before the model is built, which takes longer
+    _require_writable(run.path)
     before = keras.config.dtype_policy()
     with suppress(ValueError):  # a policy of the user's own making: the function sets it
         keras.config.set_dtype_policy(default_policy(Evidence(run)))
@@ -79,6 +85,27 @@ def verify_entry(entry: str, run_dir: Path, weights: Path | None = None, **optio
             ) from None
     given = {"dataset": built.dataset, "optimizer": built.optimizer, "step": built.step}
     return verify_and_write(built.model, run.path, **given, **options)
+
+
+def _require_writable(directory: Path) -> None:
+    """Find out before the work is done whether its outcome can be written."""
+    probe = directory / f"{POLICY_FILE}.part"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise PrecScopeError(
+            f"The outcome of verify goes into the run directory '{directory}', and that cannot be written: "
+            f"{error.strerror}. Verify a copy of it that you may write."
+        ) from error
+
+
+def _another_model(error: AnotherModelError, run: Run) -> str:
+    model = run.record.model
+    return (
+        f"The model is not the one that the run '{run.path}' was made with, {model.get('name')!r} "
+        f"({model.get('class')}): {error.differences} Give the model that was trained, built in the same way."
+    )
 
 
 @contextmanager

@@ -19,7 +19,7 @@ def policy_text(policy: Policy) -> str | None:
     if not policy.pins:
         return None
     number = counted(len(policy.pins), "layer")
-    lines = [f'# Build {number} with dtype="float32"; the others keep {printable(policy.default)}.']
+    lines = [f'# Build {number} with dtype="float32"; the others follow {printable(policy.default)}.']
     lines += [printable(line) for line in constructor_lines(policy)]
     lines += [
         "",

@@ -46,15 +46,19 @@ def proof_view(verification: Verification | None) -> ProofView | None:
 
 def _rows(proof: Verification) -> Iterator[tuple[str, str]]:
     needed = f"needs {proof.criterion.gradient_cosine:g}"
-    before = f"cosine to float32, plain {proof.default}: {_cosine(proof.before)}"
-    if proof.after is None or proof.nothing_needed:
+    before = f"cosine to float32, plain {proof.before_policy}: {_cosine(proof.before)}"
+    if proof.after is None or (proof.nothing_needed and proof.before_policy == proof.default):
         yield "gradient", f"{before} ({needed})"
     else:
         yield "gradient", f"{before}"
-        yield "", f"with {listed(proof.pins)} in float32: {_cosine(proof.after)} ({needed})"
-    if (worst := (proof.after or proof.before).worst).worst_variable is not None and worst.worst_cosine is not None:
-        of = f"farthest off: {quoted(worst.worst_variable)}, {_digits(worst.worst_cosine)}"
-        yield "", f"{of} (needs {proof.criterion.variable_cosine:g})"
+        now = f"with {listed(proof.pins)} in float32" if proof.pins else f"in {proof.default}"
+        yield "", f"{now}: {_cosine(proof.after)} ({needed})"
+    measured = proof.after or proof.before
+    variables = [(r.worst_cosine, r.worst_variable) for r in measured.replays[: measured.judged]]
+    farthest, variable = min(((c, v) for c, v in variables if c is not None and v is not None), default=(None, None))
+    if farthest is not None and variable is not None:
+        yield "", f"farthest off: {quoted(variable)}, {_digits(farthest)} (needs {proof.criterion.variable_cosine:g})"
+    yield from _rounding(proof)
     yield "loss scale", _scales(proof)
     if proof.bfloat16 is not None:
         yield (
@@ -67,13 +71,41 @@ def _rows(proof: Verification) -> Iterator[tuple[str, str]]:
         traced = (
             ""
             if proof.tracing_s is None
-            else f", {proof.tracing_s:.1f} s of them tracing the step {proof.traces} times"
+            else f", {proof.tracing_s:.1f} s of them tracing the step {_times(proof.traces)}"
         )
         yield "", f"It took {sum(proof.took_s.values()):.1f} s{traced}."
     for name, reason in list(proof.left_out.items())[:_MOST_LEFT_OUT]:
         yield "not tried", f"{quoted(name)}: {reason}"
     if len(proof.left_out) > _MOST_LEFT_OUT:
         yield "", f"{len(proof.left_out) - _MOST_LEFT_OUT} more layers could not be tried"
+
+
+def _rounding(proof: Verification) -> Iterator[tuple[str, str]]:
+    """Yield why batches pass that are below the limits, where there are such."""
+    measured, limits = proof.after or proof.before, proof.criterion
+    excused = measured.passed_as_noise
+    if not excused:
+        return
+    added, moved = (
+        max(value for value in values if value is not None)
+        for values in ([r.added_variance for r in excused], [r.moved_mean for r in excused])
+    )
+    passes = "passes" if len(excused) == 1 else "pass"
+    yield (
+        "rounding",
+        f"{len(excused)} of {counted(measured.judged, 'replay')} below that {passes}: "
+        f"the errors drown in the noise of batches. They add {_percent(added)} to its variance "
+        f"(may add {100 * limits.added_variance:g} %) and move the mean gradient by {_percent(moved)} "
+        f"(may by {100 * limits.moved_mean:g} %)",
+    )
+
+
+def _percent(share: float) -> str:
+    return "less than 0.1 %" if share < 1e-3 else f"{100 * share:.1f} %"
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _cosine(measured: Measured) -> str:
@@ -95,11 +127,17 @@ def _scales(proof: Verification) -> str:
     measured = proof.after or proof.before
     judged = list(dict.fromkeys(replay.loss_scale for replay in measured.replays[: measured.judged]))
     text = f"judged at {' and '.join(f'{scale:,g}' for scale in judged)}"
+    if (settled := measured.settled_scale) is not None:
+        text += f", to which it fell from {settled * 2**measured.fallen:,g}"
+        text += ": the policy begins there" if proof.proven else ""
     others = dict.fromkeys(replay.loss_scale for replay in measured.replays[measured.judged :])
     for scale in others:
         plain_ones = [r for r in proof.before.replays[proof.before.judged :] if r.loss_scale == scale]
         state = "passes" if all(replay.passed for replay in plain_ones) else "fails"
         text += f"; at {scale:,g} plain mixed precision {state}" if plain_ones else ""
+    unscaled = all(replay.loss_reference is None for replay in measured.replays)
+    if unscaled and proof.default == "mixed_float16":
+        text += "; the train step never calls optimizer.scale_loss, as float16 training has to: small gradients vanish"
     return text
 
 

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from precscope.reference_records import ADDED_LOSS
 from precscope.reports.text import duration, printable, significant
 
 if TYPE_CHECKING:
@@ -160,6 +161,8 @@ def _row(record: ReferenceRecord, least: float) -> ReferenceRow:
 def _tensor(record: ReferenceRecord) -> str:
     if record.kind == "weight_gradient":
         return f"gradient of {printable(record.name)}"
+    if record.name.startswith(ADDED_LOSS):
+        return printable(record.name)
     words = "output" if record.kind == "activation" else "gradient"
     return words if record.name == "0" else f"{words} {printable(record.name)}"
 

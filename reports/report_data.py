@@ -101,6 +101,7 @@ def _proof(found: Verification | None) -> ProofData | None:
         cosine_before=found.before.worst.cosine,
         cosine_after=None if found.after is None else found.after.worst.cosine,
         least_cosine=found.criterion.gradient_cosine,
+        within_noise=len((found.after or found.before).passed_as_noise),
         batches=len(found.batches),
         device=found.device,
     )

@@ -62,7 +62,11 @@ class FindingData:
 
 @dataclass(frozen=True)
 class ProofData:
-    """What replaying kept batches showed (`precscope verify`)."""
+    """What replaying kept batches showed (`precscope verify`).
+
+    `within_noise` counts the replays that pass below `least_cosine`, or below a variable's limit, for their errors
+    drown in the noise of batches.
+    """
 
     proven: bool
     minimal: bool
@@ -71,6 +75,7 @@ class ProofData:
     cosine_before: float | None
     cosine_after: float | None
     least_cosine: float
+    within_noise: int
     batches: int
     device: str
 

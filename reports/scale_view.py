@@ -54,7 +54,10 @@ def _skip_line(stretch: SkippedStretch) -> str:
     amount = "" if one or stretch.is_exact else f", {stretch.skipped:,} among them"
     scale = "" if stretch.before is None else f", from {plain(stretch.before)} on"
     bits = "" if stretch.bits_too_many is None else f"; {counted(stretch.bits_too_many, 'bit')} too high at most"
-    return f"{where}{amount}{scale}: {CAUSES[stretch.cause]}{bits}"
+    why = CAUSES[stretch.cause]
+    if stretch.cause == "search" and stretch.after is not None and stretch.after <= 1:
+        why = f"the first search for its level, down to {plain(stretch.after)}, which scales nothing"
+    return f"{where}{amount}{scale}: {why}{bits}"
 
 
 def worst_shares(curve: ScaleCurve) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -16,7 +16,9 @@ from precscope.reference_records import ReferenceStepRecord
 from tests.synthetic_runs import TOWER, SyntheticRun, healthy, layer, values, with_bad
 
 INF, NAN = math.inf, math.nan
-NOTHING_SEEN = "No layer was seen to need float32; what 16 bits lose unseen was not measured."
+NOTHING_SEEN = (
+    "No further layer was seen to need float32 ('head' is in it already); what 16 bits lose unseen was not measured."
+)
 FLOAT16_MAX = float(np.finfo(np.float16).max)
 
 
@@ -565,7 +567,7 @@ def test_verdicts_on_poor_runs(tmp_path, name, sentence):
 
 def test_a_running_and_a_float32_run_say_so(tmp_path):
     run = SyntheticRun(steps=[healthy()], status="running").read(tmp_path / "running")
-    assert verdict_of(run).sentence == NOTHING_SEEN.replace(";", " so far;")
+    assert verdict_of(run).sentence == NOTHING_SEEN.replace("float32 (", "float32 so far (")
     wide = {key: array.astype(np.float32) for key, array in healthy().items()}
     layers = tuple(layer(item.id, *item.inputs, type=item.type, compute="float32") for item in TOWER)
     run = SyntheticRun(layers, [wide], model={"loss_scaling": "none"}).read(tmp_path / "float32")
@@ -580,7 +582,7 @@ def test_that_no_layer_needs_float32_is_said_only_where_it_was_measured(tmp_path
     run = SyntheticRun(steps=[healthy(), healthy(1)]).read(tmp_path / "run")
     step = ReferenceStepRecord(5, "start", 8, 8, 1.0, 0.5, 0.5, "equal", False, 10**9)
     verdict = verdict_of(replace(run, reference_steps=(step, replace(step, step=10, moment="end"))))
-    assert verdict.sentence == "No layer needs float32."
+    assert verdict.sentence == "No further layer needs float32; 'head' is in it already."
     assert verdict.basis.endswith("Measured against float32 in 2 reference steps from step 5 to 10.")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -121,3 +122,41 @@ def test_weights_are_kept_beside_a_batch_only_where_three_such_fit(tmp_path: Pat
     assert [batch.groups() for batch in tight] == [("data", "state")] * 2
     assert len(told) == 1
     assert "0.25 MiB a batch: raise keep_batches_mib to 0.75" in told[0]
+
+
+def test_weights_that_were_lost_are_not_kept_but_the_last_good_ones(tmp_path: Path) -> None:
+    """Statistics may be lost, in a skipped step say: a training goes on with them, and so does a replay."""
+    handout = BatchHandout()
+    handout.put(print, (np.ones(4, np.float32),), {})
+    keeping = BatchKeeping(tmp_path, 1.0, print)
+
+    def weights(kernel: float, variance: float = 1.0) -> dict[str, Any]:
+        return {"dense/kernel": tf.fill([4], kernel), "norm/variance": tf.constant(variance)}
+
+    keeping.begin(weights(1.0), {"dense/kernel"})
+    for step, values in enumerate([weights(np.nan), weights(2.0, np.inf), weights(np.inf), weights(3.0)]):
+        keeping.keep(step, handout, partial(dict, values), {"dense/kernel"})
+    kept = kept_batches(tmp_path)
+    assert [batch.load("weights")["dense/kernel"][0] for batch in kept] == [1.0, 2.0, 2.0, 3.0]
+    assert [batch.load("state")["weights_from_before"] for batch in kept] == [True, False, True, False]
+    assert kept[1].load("weights")["norm/variance"] == np.inf
+
+
+def test_where_no_weights_were_good_they_are_kept_as_they_are(tmp_path: Path) -> None:
+    handout = BatchHandout()
+    handout.put(print, (np.ones(4, np.float32),), {})
+    keeping = BatchKeeping(tmp_path, 1.0, print)
+    lost = {"dense/kernel": tf.fill([4], np.float32(np.nan))}
+    keeping.begin(lost)
+    keeping.keep(0, handout, lambda: lost)
+    (batch,) = kept_batches(tmp_path)
+    assert np.isnan(batch.load("weights")["dense/kernel"]).all()
+    assert not batch.load("state")["weights_from_before"]
+
+
+def test_no_more_than_may_be_kept_is_held_of_the_start(tmp_path: Path) -> None:
+    handout = BatchHandout()
+    handout.put(print, (np.ones(4, np.float32),), {})
+    keeping = BatchKeeping(tmp_path, 0.5, print)
+    keeping.begin({"dense/kernel": tf.ones([2**16])})  # a quarter of a MiB, of which three do not fit
+    assert keeping._good is None

@@ -6,6 +6,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from precscope.advice import analyze, keep_float32
@@ -215,3 +216,109 @@ def test_zeros_at_a_scale_that_collapsed_are_a_consequence(tmp_path):
     zeros = measured("first", "gradient", flushed=900, cosine=0.1)
     assert "measured_underflow" in [f.id for f in findings_of(tmp_path, zeros, harm(0.5))]
     assert "measured_underflow" not in [f.id for f in analyze(collapsed(tmp_path / "2", zeros, harm(0.5)))]
+
+
+def step_of(dtype):
+    """Return the error of usual rounding."""
+    return {"float16": 2.0**-10, "bfloat16": 2.0**-7}[dtype] / 28**0.5
+
+
+def chain(dtype):
+    return (
+        TOWER[0],
+        layer("first", "input", compute=dtype),
+        layer("second", "first", compute=dtype),
+        layer("third", "second", compute=dtype),
+        layer("head", "third", compute="float32"),
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_whoever_rounds_what_a_layer_makes_much_of_goes_with_it(tmp_path, dtype):
+    off = measured("third", own_relative_error=0.5, own_cosine=0.8, rounded_input_relative_error=0.4)
+    findings = findings_of(tmp_path / "1", off, measured("second"), harm(0.5), layers=chain(dtype))
+    assert keep_float32(findings) == ("third", "second")
+    finding = the(findings, "amplified_rounding")
+    assert (finding.layer, finding.severity, finding.confidence) == ("second", "error", "measured")
+    assert f"'second' hands over is rounded to {dtype}, and that alone puts 'third' off by 40%" in finding.sentence
+    # What rounding its input does to the second layer counts as often more as the third makes of rounding.
+    for error, pins in ((0.1, ("third", "second")), (0.2, ("third", "second", "first"))):
+        passes_on = measured("second", rounded_input_relative_error=error * step_of(dtype))
+        run = findings_of(tmp_path / str(error), off, passes_on, harm(0.5), layers=chain(dtype))
+        assert keep_float32(run) == pins
+
+
+def test_values_that_leave_the_format_are_not_rounded(tmp_path):
+    """A variance that overflows, of which a root makes zeros: nothing is wrong with what the variance is given."""
+    off = measured("third", own_relative_error=0.5, own_cosine=0.8, rounded_input_relative_error=0.5)
+    broken = measured("second", own_overflowed=500, overflowed=500, rounded_input_relative_error=1e-4)
+    step = replace(STEP, loss_policy=1.2)
+    findings = findings_of(tmp_path, off, broken, harm(0.5), layers=chain("float16"), step=step)
+    assert set(keep_float32(findings)) == {"second", "third"}
+
+
+def test_rounding_that_stays_as_small_as_it_was_asks_for_one_layer_only(tmp_path):
+    """A norm whose squares overflow: float32 inside it is all that it needs."""
+    off = measured("second", own_relative_error=0.5, own_cosine=0.8, rounded_input_relative_error=0.001)
+    assert keep_float32(findings_of(tmp_path, off, measured("first"), harm(0.5))) == ("second",)
+    harmless = replace(off, rounded_input_relative_error=0.4)
+    assert keep_float32(findings_of(tmp_path / "harmless", harmless, harm(0.01))) == ()
+
+
+HEADLESS = (*TOWER[:2], layer("second", "first", compute="bfloat16"))
+
+
+@pytest.mark.parametrize(
+    ("error", "own_error", "all_weights", "severity"),
+    [
+        (0.14, 0.0017, 0.5, None),
+        (0.2, 0.0017, 0.5, "warning"),
+        (0.9, 0.0017, 0.5, "error"),
+        (0.9, 0.0012, 0.5, None),  # of an error of 0.002 that is a third, by squares
+        (0.9, 0.0017, 0.01, None),
+    ],
+)
+def test_an_output_whose_rounding_is_most_of_the_loss(tmp_path, error, own_error, all_weights, severity):
+    records = [
+        measured("second", relative_error=0.002, own_relative_error=own_error),
+        measured("second", "gradient", relative_error=error, cosine=0.9),
+    ]
+    findings = findings_of(tmp_path, *records, harm(all_weights), layers=HEADLESS)
+    found = [f for f in findings if f.id == "output_rounding"]
+    assert [f.severity for f in found] == ([] if severity is None else [severity])
+    assert keep_float32(findings) == (() if severity is None else ("second",))
+
+
+def test_a_loss_scale_that_flushes_the_gradient_is_no_matter_of_the_output(tmp_path):
+    records = [measured("second"), measured("second", "gradient", relative_error=0.9, cosine=0.9, flushed=500)]
+    findings = findings_of(tmp_path, *records, harm(0.5), layers=(*TOWER[:2], layer("second", "first")))
+    assert "output_rounding" not in [finding.id for finding in findings]
+
+
+def added_loss(**changes):
+    return replace(measured("second", count=1, **changes), name="added loss 0")
+
+
+def test_a_layer_that_breaks_the_loss_that_it_adds(tmp_path):
+    """What the layer puts out is fine, and so is what its reader makes of it."""
+    loss = added_loss(own_overflowed=1, overflowed=1)
+    run = replace(
+        collapsed(tmp_path, measured("second"), measured("head"), loss),
+        reference_steps=(replace(STEP, loss_policy=math.inf),),
+    )
+    findings = analyze(replace(run, samples=tuple(replace(sample, loss=math.inf) for sample in run.samples)))
+    assert keep_float32(findings) == ("second",)
+    assert "loss_not_finite" not in [finding.id for finding in findings]
+    assert "'second' turns the loss that it adds into infinities" in the(findings, "measured_break").sentence
+    assert the(findings, "skipped_steps").layer == "second"
+
+
+@pytest.mark.parametrize(
+    ("reader", "layer_id", "action"), [("float16", "second", "keep_float32"), ("float32", "first", "fix_layer")]
+)
+def test_a_bad_gradient_that_a_float32_layer_gets_was_made_by_its_float16_reader(tmp_path, reader, layer_id, action):
+    layers = (TOWER[0], layer("first", "input", compute="float32"), layer("second", "first", compute=reader), TOWER[3])
+    step = healthy() | {"gradient first": with_bad(values(dtype=np.float32), math.inf)}
+    scales = [(0, 2.0**15, 0), (30, 2.0**-15, 30), (99, 2.0**-15, 30)]
+    skipped = the(analyze(SyntheticRun(layers, [step], scales=scales).read(tmp_path / "run")), "skipped_steps")
+    assert (skipped.layer, skipped.action) == (layer_id, action)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -73,7 +74,7 @@ def test_a_hand_written_policy_needs_little(tmp_path):
         ("a: [1", "damaged: it is not valid YAML"),
         ("format: precscope-policy\nversion: 2\n...\n", "newer PrecScope: it has format version 2, .* up to 1"),
         ("format: precscope-policy\nversion: x\n...\n", "damaged: it has the format version 'x'"),
-        ("format: precscope-policy\nversion: 1\n...\n", "damaged: it lacks .*'default'"),
+        ("format: precscope-policy\nversion: 1\n...\n", "damaged: it lacks .*'default' .* at its top level"),
         ("format: precscope-policy\nversion: 1\ndefault: float32\n", "damaged: it is cut off"),
     ],
 )
@@ -88,7 +89,9 @@ def test_each_wrong_file_gets_its_own_message(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"pinns": []}, r"unknown key 'pinns'\. Did you mean 'pins'"),
+        ({"pinns": []}, r"unknown key 'pinns'\. Did you mean 'pins'\? Mend that by hand, or write"),
+        ({"pins": ["head"]}, r"has 'head' at 'pins\[0\]', expected a mapping, such as {layer: head, policy: float32}"),
+        ({"optimizer": {"initial_scale": math.inf}}, "has inf at 'optimizer.initial_scale', expected a positive"),
         ({"default": 3}, "has 3 at 'default', expected a text"),
         ({"pins": {}}, "at 'pins', expected a list"),
         ({"pins": [{"layer": "a", "pollicy": "float32"}]}, r"unknown key 'pins\[0\].pollicy'"),
@@ -101,6 +104,11 @@ def test_each_wrong_file_gets_its_own_message(tmp_path, text, message):
 def test_a_wrong_value_is_named_with_its_place(tmp_path, changes, message):
     with pytest.raises(PolicyError, match=message):
         read_policy(changed(tmp_path / "policy.yaml", **changes))
+
+
+def test_what_is_no_path_is_told():
+    with pytest.raises(PolicyError, match="Expected a policy or the path of its file, received int"):
+        read_policy(5)
 
 
 # Matching layers

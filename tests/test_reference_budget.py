@@ -27,6 +27,8 @@ def test_one_that_is_asked_for_is_taken_at_each_moment_whatever_it_costs(moment)
         (6, 9, True, True),
         (8, 30, False, True),  # 12 s are more than a tenth of what the session took
         (8, 120, True, True),
+        (20, 21, False, True),  # a short training, which was hardly more than compiling
+        (21, 22, False, False),
         (100, 149, False, False),  # the session would take more than twice its time
         (100, 150, False, True),
         (100, 1500, True, True),

@@ -167,6 +167,36 @@ def test_the_layer_that_overflows_has_the_own_error_and_its_followers_inherit_it
     assert (before.overflowed, before.own_overflowed) == (0, 0)
 
 
+class Halves(keras.layers.Layer):
+    """Adds the mean square to the loss, beyond float16; the difference of its halves is its output."""
+
+    def call(self, x: Any) -> Any:
+        self.add_loss(tf.cast(tf.reduce_mean(tf.square(x)), "float32"))
+        left, right = tf.split(x, 2, -1)
+        return left - right
+
+
+def test_what_rounding_the_input_alone_does_and_the_losses_that_a_layer_adds():
+    inputs = keras.Input((8,), name="x")
+    many = keras.initializers.Constant([[1000.0, 1000.25]])
+    first = layers.Dense(1, kernel_initializer="ones", name="sum")(inputs)
+    both = layers.Dense(2, use_bias=False, kernel_initializer=many, dtype="mixed_bfloat16", name="both")(first)
+    outputs = layers.Dense(1, dtype="float32", name="head")(Halves(dtype="mixed_float16", name="halves")(both))
+    model = keras.Model(inputs, outputs)
+    model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=False)
+    run = Taken(model, np.full((8, 8), 0.125, np.float32), np.zeros((8, 1), np.float32))
+    output, loss = (
+        next(r for r in run.reference if (r.layer, r.kind, r.name) == ("halves", "activation", name))
+        for name in ("0", "added loss 0")
+    )
+    # 1,000.25 is 1,000.5 or 1,000.0 in float16, and the difference is all that there is.
+    assert output.rounded_input_relative_error == pytest.approx(1.0, abs=0.01)
+    assert of(run, "both", "activation").rounded_input_relative_error == 0  # 1 is 1 in every format
+    assert of(run, "sum", "activation").rounded_input_relative_error is None  # it is given the data
+    assert (loss.count, loss.own_overflowed, loss.overflowed) == (1, 1, 1)
+    assert of(run, "head", "activation").rounded_input_relative_error is None
+
+
 def test_flushed_gradients_are_counted_where_they_vanish():
     keras.utils.set_random_seed(1)
     model = keras.Sequential(
@@ -413,7 +443,7 @@ def test_by_default_none_is_taken_where_there_is_nothing_to_measure(tmp_path: Pa
 def test_by_default_one_that_is_too_dear_is_left_out_and_the_notice_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    for name in ("_UNNOTICED_NS", "_SHARE_SO_FAR", "_SHARE_AT_END"):
+    for name in ("_UNNOTICED_NS", "_UNNOTICED_AT_END_NS", "_SHARE_SO_FAR", "_SHARE_AT_END"):
         monkeypatch.setattr(reference_budget, name, 0)
     with warnings.catch_warnings():
         warnings.simplefilter("error", PrecScopeWarning)
@@ -424,7 +454,7 @@ def test_by_default_one_that_is_too_dear_is_left_out_and_the_notice_says_so(
     assert re.match(
         r"no reference step was taken: the first was expected to take \d+ s, .* the whole session took \d+ s", told
     )
-    assert told.endswith("reference=True takes it in any case.")
+    assert told.endswith("reference=True (precscope run --set reference=true) takes it in any case.")
 
 
 @pytest.mark.parametrize(

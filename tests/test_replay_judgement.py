@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
+from precscope.advice.proposal import verified_policy
 from precscope.errors import RunDirectoryError
-from precscope.policy import Price
+from precscope.gradient_noise import Noise
+from precscope.policy import MadeFor, OptimizerNeeds, Policy, Price
 from precscope.replay import Criterion, JudgedScales, Measured, VariableComparison, judge_replay, scales_to_judge
 from precscope.reports.proof_view import proof_view
 from precscope.verification import PricedPolicy, Verification, read_verification, write_verification
@@ -206,5 +209,90 @@ def test_a_damaged_one_is_told(tmp_path, change, message):
 
 
 def test_a_price_is_the_difference_of_what_was_measured():
-    assert PricedPolicy(3.0, 0.1, 20.0, 7).beside(PricedPolicy(2.5, 0.1, 12.0, 9)) == Price(0.5, 8.0, -2)
+    assert PricedPolicy(3.0, 0.1, 20.0, 7).beside(PricedPolicy(2.5, 0.1, 12.0, 9)) == Price(0.5, 8.0, -2, 0.2)
     assert PricedPolicy(3.0, 0.1, None, None).beside(PricedPolicy()) == Price(None, None, None)
+
+
+# Where the loss scale fell
+
+
+def at_scale(scale, *comparisons):
+    return judge_replay(
+        comparisons or [comparison()],
+        step=7,
+        loss_scale=scale,
+        loss=0.5,
+        loss_reference=0.5,
+        outputs_finite=True,
+        criterion=Criterion(),
+    )
+
+
+def test_a_part_of_a_set_may_not_let_the_scale_fall_further_than_the_set_did():
+    scales = JudgedScales((2.0**15,), (), 3)
+    assert scales.after(Measured((at_scale(2.0**15),), 1)) == JudgedScales((2.0**15,), (), 0)
+    assert scales.after(Measured((at_scale(2.0**13),), 1, 2)) == JudgedScales((2.0**15,), (), 2)
+
+
+def test_the_scale_at_which_all_passed_is_known_where_it_fell():
+    assert Measured((at_scale(2.0**13), at_scale(2.0**9)), 1, 2).settled_scale == 2.0**13
+    assert Measured((at_scale(2.0**15),), 1).settled_scale is None
+    assert Measured((at_scale(2.0**15, comparison(cosine=0.5)),), 1, 1).settled_scale is None
+
+
+FLOAT16 = Policy("mixed_float16", MadeFor("m", "Model", "run"), optimizer=OptimizerNeeds(True, 2.0**15))
+
+
+@pytest.mark.parametrize(
+    ("changes", "initial_scale"),
+    [
+        ({"after": Measured((at_scale(2.0**13),), 1, 2)}, 2.0**13),
+        ({"after": Measured((at_scale(2.0**15),), 1)}, 2.0**15),
+        ({"after": None, "proven": False}, 2.0**15),
+        # With pins, what a training without them came to tells nothing.
+        ({"after": Measured((at_scale(2.0**15), at_scale(2.0**13)), 1)}, 2.0**15),
+        ({"pins": (), "after": Measured((at_scale(2.0**15), at_scale(2.0**13)), 1)}, 2.0**13),
+        ({"pins": (), "after": Measured((at_scale(2.0**14), at_scale(2.0**12)), 1, 1)}, 2.0**12),
+        ({"pins": (), "after": Measured((at_scale(2.0**15), at_scale(2.0**9)), 1)}, 2.0**15),  # by a fault
+    ],
+)
+def test_the_policy_begins_at_the_scale_that_passes(changes, initial_scale):
+    assert verified_policy(FLOAT16, verification(**changes)).optimizer == OptimizerNeeds(True, initial_scale)
+
+
+def test_an_optimizer_that_needs_no_scale_is_given_none():
+    policy = replace(FLOAT16, optimizer=OptimizerNeeds())
+    proof = verification(after=Measured((at_scale(2.0**13),), 1, 2))
+    assert verified_policy(policy, proof).optimizer == OptimizerNeeds()
+
+
+def test_in_words_the_scale_that_the_policy_begins_with():
+    view = proof_view(verification(after=Measured((at_scale(2.0**13),), 1, 2)))
+    rows = dict(view.rows)
+    assert rows["loss scale"] == ("judged at 8,192, to which it fell from 32,768: the policy begins there")
+
+
+def test_in_words_what_noise_excuses(tmp_path):
+    turned = VariableComparison("hidden", "kernel", 0.997, 1.0, 1.0, True, Noise(1.0, 0.007, 1e-7, 1.0))
+    excused = verification(after=Measured((at_scale(1.0), at_scale(1.0, turned)), 2))
+    assert dict(proof_view(excused).rows)["rounding"] == (
+        "1 of 2 replays below that passes: the errors drown in the noise of batches. They add 0.7 % to its variance "
+        "(may add 2 %) and move the mean gradient by less than 0.1 % (may by 5 %)"
+    )
+    assert "the errors drown in the noise" in verified_policy(FLOAT16, excused).proof.sentence
+    assert "drown" not in verified_policy(FLOAT16, verification()).proof.sentence
+    assert "rounding" not in dict(proof_view(verification()).rows)
+    write_verification(tmp_path, excused)
+    assert read_verification(tmp_path) == excused
+
+
+def test_one_of_before_noise_was_judged_is_read(tmp_path):
+    write_verification(tmp_path, verification())
+    file = tmp_path / "verification.yaml"
+    later = ("rule:", "added_variance:", "moved_mean:", "fallen:", "gradient_floor:", "variable_floor:")
+    later += ("variable_added_variance:", "variable_moved_mean:", "negligible_error:")
+    lines = [line for line in file.read_text().splitlines() if not line.lstrip(" -").startswith(later)]
+    file.write_text("\n".join(lines))
+    read = read_verification(tmp_path)
+    assert read.criterion == Criterion()
+    assert (read.after.fallen, read.after.replays[0].rule) == (0, None)

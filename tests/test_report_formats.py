@@ -214,6 +214,7 @@ def test_proof_and_origin(folder):
         "cosine_before": None,
         "cosine_after": 0.9995,
         "least_cosine": Criterion().gradient_cosine,
+        "within_noise": 0,
         "batches": 2,
         "device": "CPU",
     }

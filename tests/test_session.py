@@ -505,3 +505,21 @@ def test_old_calls_inside_a_session_are_explained(tmp_path: Path) -> None:
     with pytest.raises(AttributeError) as caught:
         loop()
     assert any("scale_loss" in note for note in caught.value.__notes__)
+
+
+@pytest.mark.parametrize(
+    ("steps", "options", "told"),
+    [
+        (0, {}, "no train step was seen. Expected a fit"),
+        (1, {}, "1 train step was seen, and the first one is never sampled"),
+        (3, {"start": 100}, "3 train steps were seen, and the option start=100 lets no step before that one be"),
+    ],
+)
+def test_a_run_without_a_sample_says_why(tmp_path: Path, steps: int, options: dict[str, Any], told: str) -> None:
+    model = mlp("float32")
+    session = precscope.profile(model, tmp_path / "run", profile_steps=0, device_interval_s=0.0, **options)
+    session.__enter__()
+    if steps:
+        model.fit(*data(8 * steps), batch_size=8, verbose=0)
+    with pytest.warns(PrecScopeWarning, match=f"nothing was recorded: {told}"):
+        session.__exit__(None, None, None)

@@ -159,3 +159,36 @@ def test_a_tripwire_that_fails_is_off_and_the_training_goes_on(tmp_path: Path, m
     ):
         model.fit(*rows(5), batch_size=8, verbose=0)
     assert int(model.optimizer.iterations.numpy()) == 5
+
+
+@pytest.mark.parametrize("when", ["traced", "run"])
+@pytest.mark.parametrize("steps_per_execution", [1, 2])
+def test_a_probed_step_that_fails_costs_no_batch_and_is_judged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps_per_execution: int, when: str
+) -> None:
+    """A step that is judged twice looks as if it had updated nothing: a false alarm."""
+
+    def broken(recorder: Any) -> None:
+        if when == "traced":
+            raise RuntimeError("broken on purpose")
+        tf.debugging.Assert(tf.random.uniform([]) < 0, ["broken on purpose"])  # with the step's update made
+
+    x, y = data(8 * 12)
+    results = []
+    for watched in (False, True):
+        model = mlp("mixed_float16", steps_per_execution=steps_per_execution)
+        keras.utils.set_random_seed(5)
+        if watched:
+            monkeypatch.setattr("precscope.probes.recorder.Recorder.end", broken)
+            with (
+                pytest.warns(PrecScopeWarning, match="the probed step failed"),
+                precscope.profile(model, tmp_path / "run", tripwire=True, **RARE),
+            ):
+                model.fit(x, y, batch_size=8, verbose=0, shuffle=False)
+        else:
+            model.fit(x, y, batch_size=8, verbose=0, shuffle=False)
+        results.append((model.get_weights(), int(model.optimizer.iterations.numpy())))
+    assert results[0][1] == results[1][1] == 12
+    for first, second in zip(results[0][0], results[1][0], strict=True):
+        np.testing.assert_array_equal(first, second)
+    assert not precscope.open_run(tmp_path / "run").origins

@@ -13,10 +13,11 @@ import precscope
 from precscope.cli import main
 from precscope.errors import PolicyError, PrecScopeError, SessionError
 from precscope.policy_file import read_policy
-from precscope.probes import replayer
+from precscope.probes import replayer, verify
 from precscope.probes.internals.optimizers import is_dynamic
 from precscope.probes.layer_policies import model_layers
 from precscope.probes.verify import verify_model
+from precscope.replay import Criterion, JudgedScales, Measured, Replay
 
 QUIET = {"profile_steps": 0, "device_interval_s": 0, "gradients": False, "weights": False, "reference": False}
 
@@ -343,6 +344,110 @@ def test_lost_weights_have_nothing_to_be_compared_with(tmp_path):
     assert not (tmp_path / "run" / "verification.yaml").exists()
 
 
+def test_weights_that_the_first_step_loses_are_replayed_as_they_were_before(tmp_path):
+    """A fixed scale that is too high: no step is skipped, and the first one makes the weights NaN."""
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((4,), name="input")
+    hidden = keras.layers.Dense(6, "tanh", name="hidden", dtype="mixed_float16")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1, name="head", dtype="mixed_float16")(hidden))
+    optimizer = keras.optimizers.Adam(loss_scale_factor=2.0**20)
+    model.compile(optimizer, "mse", run_eagerly=True, auto_scale_loss=False)
+    session = trained(tmp_path / "run", model, numbers(size=1.0))
+    assert np.isnan(model.get_weights()[0]).any()
+    verification = session.verify(most_batches=2, most_tests=1)
+    assert verification.weights.startswith("as kept with each batch, of step 1, ")
+    assert verification.weights.endswith(" from before they were lost")
+    assert verification.before.worst.overflowed
+    assert all(replay.loss_scale == 2.0**20 for replay in verification.before.replays)
+
+
+# Noise of batches, and the loss scale
+
+
+def healthy(batches=3):
+    """A model, and batches to replay, each at weights of its own."""
+    keras.utils.set_random_seed(1)
+    layers = [keras.Input((4,)), keras.layers.Dense(6, "tanh", name="hidden", dtype="mixed_float16")]
+    model = keras.Sequential([*layers, keras.layers.Dense(1, name="head")])
+    model.compile("sgd", "mse", run_eagerly=True)
+    model.optimizer.build(model.trainable_variables)
+    x, y = numbers(size=1.0)
+    random = np.random.default_rng(1)
+    kept = []
+    for step in range(batches):
+        weights = [tf.constant(w + 0.1 * random.normal(size=w.shape), tf.float32) for w in model.get_weights()]
+        rows = slice(8 * step, 8 * step + 8)
+        kept.append(replayer.ReplayBatch(step, ((tf.constant(x[rows]), tf.constant(y[rows])),), weights=weights))
+    return model, kept
+
+
+def test_the_noise_is_that_of_all_batches_at_the_weights_of_one():
+    model, batches = healthy()
+    weights = [variable.numpy() for variable in model.variables]
+    narrow = Criterion(gradient_cosine=1.0, variable_cosine=1.0)  # rounding fails it, and noise excuses that
+    replays = replayer.Replayer(model, model.optimizer)
+    replays.set_reference(batches, {"hidden": "float32"})
+    measured = replays.measure({"hidden": "mixed_float16"}, JudgedScales((1.0,)), narrow)
+    assert [replay.rule for replay in measured.replays] == ["noise"] * 3
+    assert replays.traces == 2  # once for each setting
+    for variable, value in zip(model.variables, weights, strict=True):
+        np.testing.assert_array_equal(variable.numpy(), value)
+    for batch, replay in zip(batches, measured.replays, strict=True):
+        gradients = {}
+        for policy in ("float32", "mixed_float16"):
+            model.get_layer("hidden").dtype_policy = policy
+            gradients[policy] = np.array([gradient_of(model, batch.weights, other) for other in batches], np.float64)
+        expected, errors = gradients["float32"], gradients["mixed_float16"] - gradients["float32"]
+        added = (errors**2).sum(1).mean() / np.var(expected, 0, ddof=1).sum()
+        shared = np.mean([errors[i] @ errors[j] for i in range(3) for j in range(3) if i != j])
+        moved = np.sqrt(max(shared, 0) / (expected.mean(0) ** 2).sum())
+        assert (replay.added_variance, replay.moved_mean) == (
+            pytest.approx(added, rel=0.02),
+            pytest.approx(moved, rel=0.02),
+        )
+
+
+def gradient_of(model, weights, batch):
+    for variable, value in zip(model.trainable_variables, weights, strict=True):
+        variable.assign(value)
+    ((x, y),) = batch.args
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean((tf.cast(model(x, training=True), tf.float32) - y) ** 2)
+    return np.concatenate([np.ravel(g) for g in tape.gradient(loss, model.trainable_variables)])
+
+
+def test_one_batch_alone_has_no_noise_that_could_excuse():
+    model, batches = healthy(1)
+    replays = replayer.Replayer(model, model.optimizer)
+    replays.set_reference(batches, {"hidden": "float32"})
+    narrow = Criterion(gradient_cosine=1.0, variable_cosine=1.0)
+    assert not replays.measure({"hidden": "mixed_float16"}, JudgedScales((1.0,)), narrow).passed
+
+
+@pytest.mark.parametrize(("suspects", "pins"), [("abc", ("a", "b", "c")), ("a", ("a", "b"))])
+def test_a_part_of_the_suspects_may_not_pay_with_the_loss_scale(suspects, pins):
+    """'c' overflows at the first scale. Pinned with the others it does not; left out, three halvings would hide it."""
+
+    def replay(scale, passed, overflowed=False):
+        why_not = None if passed else "the gradient of 'c' is not finite"
+        return Replay(1, scale, passed, why_not, 1.0 if passed else None, 1.0, None, None, 0.5, 0.5, overflowed)
+
+    class Measuring:
+        def measure_until_failure(self, names, scales, criterion):
+            fallen = 0 if names >= {"a", "b", "c"} else 2 if names >= {"a", "b"} else None
+            if fallen is None or fallen > scales.may_fall:
+                return Measured((replay(2.0**15, False, overflowed=True),), 1)
+            return Measured((replay(2.0**15 / 2**fallen, True),), 1, fallen)
+
+    class Setup:
+        def policies(self, names):
+            return names
+
+    Setup.suspects, Setup.others = tuple(suspects), tuple(name for name in "abc" if name not in suspects)
+    found = verify._search(Setup(), Measuring(), JudgedScales((2.0**15,), (), 3), Criterion(), (None, None), {})
+    assert found.names == pins
+
+
 # The command
 
 
@@ -358,6 +463,6 @@ def test_the_command_proves_with_a_users_function(broken, tmp_path, monkeypatch,
     assert main(["verify", str(path), "--model", "other.py:build"]) == 2
     assert "no data" in capsys.readouterr().err
     assert main(["verify", str(path), "--model", "train.py:build", "--weights", "none.weights.h5"]) == 2
-    assert "The weights in 'none.weights.h5' cannot be loaded" in capsys.readouterr().err
+    assert "File 'none.weights.h5' does not exist" in capsys.readouterr().err
     assert keras.config.dtype_policy().name == "float32"
     assert not is_dynamic(squares(policy="float32").optimizer)

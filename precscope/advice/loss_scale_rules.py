@@ -56,8 +56,10 @@ def skipped_steps(evidence: Evidence) -> Iterator[Finding]:
     initial scale. Several skips in a row later on, a large share of all steps, or a scale that keeps sinking mean that
     something overflows at every scale, or that the data are at fault. Where a sampled step was among them, the layer
     nearest the loss whose gradient overflowed is named: keep it in float32, and the layers that read its output; or the
-    layer that makes that gradient, where a reference step saw it break by itself. If training recovered, and above a
-    scale of 1, a lower initial scale is enough. Steps skipped because weights are spoiled ask for good weights.
+    layer that makes that gradient, where a reference step saw it break by itself, or break a loss that it adds, and
+    wherever the layer that gets the gradient computes in float32, which no gradient outgrows. If training recovered,
+    and above a scale of 1, a lower initial scale is enough. Steps skipped because weights are spoiled ask for good
+    weights.
     """
     skips = evidence.skips
     if not skips.skipped or evidence.loss_scaling in ("none", "static"):
@@ -143,14 +145,16 @@ def _breaking_backward(evidence: Evidence, source: Source) -> str | None:
     if evidence.forward_sources:
         return None
     readers = [evidence.graph.by_id[name] for name in evidence.graph.consumers(source.layer)]
-    return next(
-        (
-            reader.id
-            for reader in readers
-            if reader.compute_dtype == "float16" and any(map(is_broken, evidence.measured.own(reader.id, "gradient")))
-        ),
-        None,
-    )
+    narrow = [reader.id for reader in readers if reader.compute_dtype == "float16"]
+    seen = [name for name in narrow if _was_seen_to_break(evidence, name)]
+    if not seen and len(narrow) == 1 and evidence.graph.by_id[source.layer].compute_dtype == "float32":
+        return narrow[0]
+    return next(iter(seen), None)
+
+
+def _was_seen_to_break(evidence: Evidence, layer: str) -> bool:
+    measured = evidence.measured
+    return measured.breaks_loss(layer) or any(map(is_broken, measured.own(layer, "gradient")))
 
 
 def _cause(evidence: Evidence) -> Source | None:
@@ -166,7 +170,7 @@ def _cure(evidence: Evidence, source: Source | None) -> Action:
     if source is None:
         return "lower_loss_scale" if recovered else "sample_more"
     is_float16 = evidence.graph.by_id[source.layer].compute_dtype == "float16"
-    if not is_float16:
+    if not is_float16 and _breaking_backward(evidence, source) is None:
         return "fix_layer"
     given = overflowing_inputs(evidence, evidence.graph.by_id[source.layer])
     if evidence.forward_sources and any(is_input(evidence.graph.by_id[tensor.layer]) for tensor in given):
@@ -181,6 +185,9 @@ def _why_harmless(evidence: Evidence) -> str:
         return ", as they must be where the forward pass is not finite"
     if evidence.skips.unrecovered:
         return "; none was seen since, so whether training goes on is not known"
+    last = evidence.skips.last_scale
+    if last is not None and last <= 1:
+        return f" until the loss scale had fallen to {plain(last)}, which scales nothing"
     return " while the loss scale sought its level: healthy"
 
 

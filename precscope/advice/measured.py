@@ -7,6 +7,8 @@ import operator
 from collections import defaultdict
 from typing import TYPE_CHECKING
 
+from precscope.reference_records import ADDED_LOSS
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
@@ -15,7 +17,16 @@ if TYPE_CHECKING:
 
     Moment = tuple[int, str]
 
-__all__ = ["Measured", "is_broken", "moment_of", "own_cosine", "own_flushed", "whole_cosine", "whole_flushed"]
+__all__ = [
+    "Measured",
+    "breaks_its_loss",
+    "is_broken",
+    "moment_of",
+    "own_cosine",
+    "own_flushed",
+    "whole_cosine",
+    "whole_flushed",
+]
 
 
 class Measured:
@@ -67,6 +78,10 @@ class Measured:
         own = [record for record in self.own(layer, "activation") if moment_of(record) in broken]
         return any(map(is_broken, own)) if own else None
 
+    def breaks_loss(self, layer: str) -> bool:
+        """Tell whether a layer was seen to break a loss that it adds."""
+        return any(map(breaks_its_loss, self.own(layer, "activation")))
+
     def agrees(self, layer: str, record: ReferenceRecord, most: float) -> bool:
         """Tell whether a layer's output in the step of `record` is off by `most` at most, inherited errors and all."""
         whole = [r for r in self.of(layer, "activation") if moment_of(r) == moment_of(record)]
@@ -109,6 +124,11 @@ def moment_of(record: ReferenceRecord) -> Moment:
 def is_broken(record: ReferenceRecord) -> bool:
     """Tell whether finite float32 values became infinities or NaN by the layer's own doing."""
     return bool(record.own_overflowed or record.own_nans)
+
+
+def breaks_its_loss(record: ReferenceRecord) -> bool:
+    """Tell whether it is a loss that a layer adds, and that became infinite or NaN by the layer's own doing."""
+    return record.name.startswith(ADDED_LOSS) and is_broken(record)
 
 
 def own_flushed(record: ReferenceRecord) -> float:

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING
 
 from precscope.advice.finding import Finding, Number
 from precscope.advice.gradient_rules import cure_of_underflow
-from precscope.advice.measured import is_broken, moment_of, own_cosine, own_flushed, whole_cosine, whole_flushed
+from precscope.advice.measured import (
+    breaks_its_loss,
+    is_broken,
+    moment_of,
+    own_cosine,
+    own_flushed,
+    whole_cosine,
+    whole_flushed,
+)
 from precscope.advice.readers import reach_through
 from precscope.advice.wording import counted, plain, quoted, share
 
@@ -48,9 +56,8 @@ def measured_break(evidence: Evidence) -> Iterator[Finding]:
                 "error of all weight gradients": _harm_number(evidence, worst),
             },
             sentence=(
-                f"Given exact input, {quoted(name)} turns {counted(bad, 'finite value')} of {worst.count:,} into "
-                f"infinities or NaN (step {worst.step:,})."
-                + (" What follows is as in float32: harmless." if harmless else "")
+                f"Given exact input, {quoted(name)} turns {_what_broke(worst, bad)} into infinities or NaN "
+                f"(step {worst.step:,})." + (" What follows is as in float32: harmless." if harmless else "")
             ),
         )
 
@@ -152,6 +159,12 @@ def measured_underflow(evidence: Evidence) -> Iterator[Finding]:
     )
 
 
+def _what_broke(record: ReferenceRecord, bad: int) -> str:
+    if breaks_its_loss(record):
+        return "the loss that it adds"
+    return f"{counted(bad, 'finite value')} of {record.count:,}"
+
+
 def _innermost(evidence: Evidence, is_bad: Callable[[ReferenceRecord], bool]) -> tuple[str, ...]:
     """Return the layers with a bad output of their own, without those that hold another of them."""
     named = [layer.id for layer in evidence.layers if any(map(is_bad, evidence.measured.own(layer.id, "activation")))]
@@ -251,7 +264,9 @@ def _is_absorbed(evidence: Evidence, name: str) -> bool:
     readers = evidence.graph.consumers(name)
     most = evidence.thresholds.own_error
     return bool(readers) and all(
-        not record.own_nans and all(evidence.measured.agrees(reader, record, most) for reader in readers)
+        not record.own_nans
+        and not breaks_its_loss(record)
+        and all(evidence.measured.agrees(reader, record, most) for reader in readers)
         for record in broken
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from precscope.advice.finding import Finding, Number
 from precscope.advice.questions import outputs_of
+from precscope.advice.rounding_rules import harmful_rounding
 from precscope.advice.wording import of_samples, quoted, share
 from precscope.formats import FORMATS
 
@@ -26,12 +27,13 @@ def loss_not_finite(evidence: Evidence) -> Iterator[Finding]:
     """The loss was infinite or NaN although every recorded activation and weight was finite.
 
     Then it broke in the loss function: a loss computed from a 16-bit output (keep that layer in float32), or labels
-    and sample weights that are not finite (check the data).
+    and sample weights that are not finite (check the data). Or in a loss that a layer adds in its call: where a
+    reference step saw that, the layer is named by *measured_break*.
     """
     losses = [sample.loss for sample in evidence.samples]
     bad = np.array([loss is not None and not math.isfinite(loss) for loss in losses], bool)
     samples = np.flatnonzero(bad & evidence.forward_finite)
-    if not len(samples):
+    if not len(samples) or any(evidence.measured.breaks_loss(layer.id) for layer in evidence.layers):
         return
     low = [name for name in evidence.graph.outputs() if _in_16_bits(evidence, name)]
     where = of_samples(len(samples), len(losses), evidence.step(int(samples[0])))
@@ -69,6 +71,8 @@ def output_in_16_bits(evidence: Evidence) -> Iterator[Finding]:
             detail = f"{share(tiny)} of its probabilities are zero or subnormal, and its gradient overflowed."
         elif _holds_nonfinite(evidence, tensors):
             detail = "It held infinities or NaN: see the other findings."
+        elif harmful_rounding(evidence, name) is not None:
+            detail = "Its rounding is a large part of the loss: see the other findings."
         else:
             detail = "No harm was seen."
         yield Finding(

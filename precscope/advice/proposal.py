@@ -11,6 +11,7 @@ from precscope.advice.wording import counted, listed
 from precscope.formats import FORMATS
 from precscope.origin_records import is_code_id
 from precscope.policy import MODEL, KeptLayer, MadeFor, OptimizerNeeds, Pin, Policy, Proof, Reason
+from precscope.replay import PROBES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +36,9 @@ _KERAS_INITIAL_SCALE = 2.0**15
 #: Of a layer that no finding names.
 _FROM_REPLAY = Reason("replay", "measured", "Without it, replayed batches do not agree with float32.")
 
+#: Of a proof whose worst cosine is below the threshold.
+_BY_NOISE = " Where a cosine is below the threshold, the errors drown in the noise that batches have anyway."
+
 
 def policy_of_run(run: Run) -> Policy:
     """Return the policy that a run asks for: what was verified by replay, otherwise what its findings advise.
@@ -51,7 +55,8 @@ def policy_of_evidence(evidence: Evidence, findings: Sequence[Finding]) -> Polic
     verification = evidence.run.verification
     if verification is None:
         return propose_policy(evidence, findings)
-    return verified_policy(propose_policy(evidence, findings, verification.pins), verification)
+    proposal = propose_policy(evidence, findings, verification.pins, verification.default)
+    return verified_policy(proposal, verification)
 
 
 def verified_policy(policy: Policy, verification: Verification) -> Policy:
@@ -66,7 +71,7 @@ def verified_policy(policy: Policy, verification: Verification) -> Policy:
     )
     after = verification.after
     proof = Proof(
-        sentence=verdict_sentence(verification),
+        sentence=verdict_sentence(verification) + (_BY_NOISE if after is not None and after.passed_as_noise else ""),
         cosine_before=verification.before.worst.cosine,
         cosine_after=None if after is None else after.worst.cosine,
         threshold=verification.criterion.gradient_cosine,
@@ -74,21 +79,45 @@ def verified_policy(policy: Policy, verification: Verification) -> Policy:
         loss_scales=tuple(dict.fromkeys(r.loss_scale for r in (after or verification.before).replays)),
         device=verification.device,
     )
-    return replace(policy, default=verification.default, pins=pins, proven=verification.proven, proof=proof)
+    optimizer = _begun_where_it_settles(policy.optimizer, verification)
+    return replace(policy, pins=pins, optimizer=optimizer, proven=verification.proven, proof=proof)
+
+
+def _begun_where_it_settles(needs: OptimizerNeeds, verification: Verification) -> OptimizerNeeds:
+    """Return the optimizer's needs with the loss scale that passes, so that no step is skipped while it is sought."""
+    scales = [scale for scale in (needs.initial_scale, _settled_scale(verification)) if scale is not None]
+    return replace(needs, initial_scale=min(scales)) if needs.loss_scale_optimizer and scales else needs
+
+
+def _settled_scale(verification: Verification) -> float | None:
+    """Return the loss scale at which all batches pass, where that is not the one that training begins with.
+
+    Where nothing is pinned, the run itself shows where the scale settles: that counts for more than a few batches do.
+    """
+    after = verification.after
+    if after is None:
+        return None
+    passed = [after.settled_scale] if after.settled_scale is not None else []
+    if verification.nothing_needed:
+        first = max(replay.loss_scale for replay in after.replays[: after.judged]) * 2**after.fallen
+        seen = [replay.loss_scale for replay in after.replays[after.judged :] if replay.passed]
+        passed += [scale for scale in seen if scale * 2**PROBES >= first]
+    return min(passed, default=None)
 
 
 def verdict_sentence(verification: Verification) -> str:
     """Return the outcome of a verification in one sentence."""
     pins, batches = verification.pins, counted(len(verification.batches), "batch").replace("batchs", "batches")
+    under = f"in {verification.default}, " if verification.is_of_another_default else ""
     if verification.nothing_needed:
-        return f"Proven by replaying {batches}: no layer needs float32."
+        return f"Proven by replaying {batches}: {under}no layer needs float32."
     if verification.proven:
         smallest = "" if verification.is_minimal else "; a smaller set may do, the search was cut short"
-        return f"Proven by replaying {batches}: {listed(pins, most=8)} in float32 suffice{_s(pins)}{smallest}."
+        return f"Proven by replaying {batches}: {under}{listed(pins, most=8)} in float32 suffice{_s(pins)}{smallest}."
     worst = verification.before.worst
     return (
         f"Not proven: no set of layers that was tried in float32 agrees with float32 on {batches} "
-        f"({verification.trials} sets). Plain mixed precision: {worst.why_not or 'it passes'}."
+        f"({counted(verification.trials, 'set')}). Plain {verification.before_policy}: {worst.why_not or 'it passes'}."
     )
 
 
@@ -96,18 +125,21 @@ def _s(names: Sequence[str]) -> str:
     return "s" if len(names) == 1 else ""
 
 
-def propose_policy(evidence: Evidence, findings: Sequence[Finding], pins: Sequence[str] | None = None) -> Policy:
+def propose_policy(
+    evidence: Evidence, findings: Sequence[Finding], pins: Sequence[str] | None = None, default: str | None = None
+) -> Policy:
     """Return the policy that `findings` ask for, unproven.
 
     Args:
         evidence: The run.
         findings: What the rules found in it.
         pins: Ids of the layers to keep in float32; by default those that warnings and errors name.
+        default: Name of the default policy; by default the one that they advise.
     """
     record = evidence.record
     pins = keep_float32(findings) if pins is None else pins
     types = {layer.id: layer.type for layer in evidence.layers if not is_code_id(layer.id)}
-    default = _advised_default(evidence, findings, pins)
+    default = default or _advised_default(evidence, findings, pins)
     return Policy(
         default=default,
         made_for=MadeFor(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from precscope.advice.evidence import Evidence
     from precscope.advice.finding import Finding
 
-__all__ = ["further_layers", "suspected_layers"]
+__all__ = ["further_layers", "layers_beyond", "suspected_layers"]
 
 
 def suspected_layers(findings: Sequence[Finding]) -> tuple[str, ...]:
@@ -23,8 +23,31 @@ def suspected_layers(findings: Sequence[Finding]) -> tuple[str, ...]:
     return keep_float32(findings)
 
 
+def layers_beyond(evidence: Evidence, format_name: str) -> tuple[str, ...]:
+    """Return the layers whose output left the range of a format that they do not compute in, with those that read it.
+
+    What a run in float32 shows before anyone trains it in 16 bits: they would overflow there.
+
+    Args:
+        evidence: The run.
+        format_name: The format's name, such as "float16".
+    """
+    largest = FORMATS[format_name].max
+    beyond = [
+        layer.id
+        for layer in evidence.layers
+        if not is_code_id(layer.id)
+        for tensor in evidence.tensors("activation", layer=layer.id)
+        if (evidence.absmax[:, tensor.index] > largest).any()
+    ]
+    named = [name for layer in beyond for name in (layer, *evidence.graph.consumers(layer))]
+    return tuple(name for name in dict.fromkeys(named) if _bits(evidence, name) is not None)
+
+
 def further_layers(evidence: Evidence, findings: Sequence[Finding]) -> tuple[str, ...]:
     """Return the other 16-bit layers in the order in which a set that does not suffice grows.
+
+    Of a run without any, such as one in float32, all that compute in floating point.
 
     First the layers that any finding names, whatever it advises and however mild; then the neighbours of all these, for
     what leaves the range of a layer hurts those that read it; then by each layer's own error, where a reference step
@@ -42,7 +65,8 @@ def further_layers(evidence: Evidence, findings: Sequence[Finding]) -> tuple[str
     ]
     rest = [layer.id for layer in reversed(evidence.layers)]
     ordered = dict.fromkeys((*named, *near, *_by_own_error(evidence), *graph.outputs(), *rest))
-    narrow = [name for name in ordered if name in graph.by_id and _computes_in_16_bits(evidence, name)]
+    floating = [name for name in ordered if name in graph.by_id and _bits(evidence, name) is not None]
+    narrow = [name for name in floating if _bits(evidence, name) == 16] or floating
     return tuple(name for name in _owners_last(narrow, graph.contents) if name not in suspects)
 
 
@@ -56,11 +80,12 @@ def _by_own_error(evidence: Evidence) -> list[str]:
     return sorted(worst, key=lambda layer: -worst[layer])
 
 
-def _computes_in_16_bits(evidence: Evidence, name: str) -> bool:
-    dtype = evidence.graph.by_id[name].compute_dtype
-    if is_code_id(name):
-        return False
-    return dtype in FORMATS and FORMATS[dtype].bits == 16 and evidence.graph.by_id[name].type != "InputLayer"
+def _bits(evidence: Evidence, name: str) -> int | None:
+    """Return in how many bits a layer computes; None of one that does not compute in floating point, or is none."""
+    layer = evidence.graph.by_id[name]
+    if is_code_id(name) or layer.type in ("InputLayer", "batch") or layer.compute_dtype not in FORMATS:
+        return None
+    return FORMATS[layer.compute_dtype].bits
 
 
 def _owners_last(names: Iterable[str], owners: Iterable[str]) -> Iterator[str]:

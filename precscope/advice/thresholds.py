@@ -33,6 +33,9 @@ class Thresholds:
     cosine_error: float = _threshold(0.99, "Error when a measured cosine is lower.")
     own_error: float = _threshold(0.05, "Warn when a layer's own relative error is larger.")
     gradient_error: float = _threshold(0.05, "No harm while the gradient of all weights is off by less.")
+    output_gradient_error: float = _threshold(
+        0.15, "Warn when rounding the model's output turns the gradient of the loss there by a larger share."
+    )
     output_tiny_share: float = _threshold(0.01, "Warn when a larger share of output probabilities is below normal.")
     lost_updates_share: float = _threshold(0.5, "Warn when a larger share of 16-bit weights did not move.")
     skips_warning: int = _threshold(3, "Warn after this many skipped steps in a row.")

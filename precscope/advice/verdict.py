@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from precscope.advice.evidence import Evidence
     from precscope.advice.finding import Finding
+    from precscope.verification import Verification
 
 __all__ = ["Verdict", "give_verdict"]
 
@@ -47,6 +48,8 @@ def give_verdict(evidence: Evidence, findings: Sequence[Finding]) -> Verdict:
     if proof is not None and proof.proven:
         pins = proof.pins
         serious = [finding for finding in serious if finding.action != "keep_float32" or pins]
+        if proof.is_of_another_default and not serious:
+            return Verdict("good", _for_another_default(evidence, proof), basis, pins)
         if pins and not serious:
             sentence = f"{_keep(evidence, pins)} No finding said so; replayed batches do."
             return Verdict("attention", sentence, basis, pins)
@@ -57,11 +60,42 @@ def give_verdict(evidence: Evidence, findings: Sequence[Finding]) -> Verdict:
         return Verdict("unknown", "No step was sampled, so nothing can be said yet.", basis)
     if not any(FORMATS[tensor.dtype].bits == 16 for tensor in evidence.run.tensors):
         return Verdict("good", "No recorded layer computes in 16 bits, and all values were finite.", basis)
+    return Verdict("good", _nothing_to_do(evidence), basis)
+
+
+def _nothing_to_do(evidence: Evidence) -> str:
     so_far = " so far" if evidence.run.status == "running" else ""
+    wide = _in_float32(evidence)
+    which = "No further layer" if wide else "No layer"
+    there = f"{listed(wide, most=4)} {'is' if len(wide) == 1 else 'are'} in it already"
+    proof = evidence.run.verification
     if evidence.measured.steps or (proof is not None and proof.proven):
-        return Verdict("good", f"No layer needs float32{so_far}.", basis)
+        return f"{which} needs float32{so_far}{f'; {there}' if wide else ''}."
     unseen = "what 16 bits lose unseen was not measured"
-    return Verdict("good", f"No layer was seen to need float32{so_far}; {unseen}.", basis)
+    return f"{which} was seen to need float32{so_far}{f' ({there})' if wide else ''}; {unseen}."
+
+
+def _for_another_default(evidence: Evidence, proof: Verification) -> str:
+    """Return what a policy needs that the run was not trained under."""
+    trained = f"Nothing is wrong with this run in {proof.trained}."
+    if not proof.pins:
+        return f"{trained} In {proof.default} no layer needs float32, as replayed batches show."
+    keep = _keep(evidence, proof.pins)
+    return f"{trained} For {proof.default} {keep[0].lower()}{keep[1:]} Replayed batches show it."
+
+
+def _in_float32(evidence: Evidence) -> tuple[str, ...]:
+    """Return the layers in float32 among others in 16 bits; of one whose owner is there too, the owner alone."""
+    wide = {
+        layer.id
+        for layer in evidence.layers
+        if layer.compute_dtype == "float32" and layer.type not in ("InputLayer", "batch") and not is_code_id(layer.id)
+    }
+    return tuple(layer.id for layer in evidence.layers if layer.id in wide and _owner(layer.id) not in wide)
+
+
+def _owner(name: str) -> str:
+    return name.rpartition("/")[0]
 
 
 def _diagnosis(evidence: Evidence, serious: Sequence[Finding], pins: tuple[str, ...]) -> str:

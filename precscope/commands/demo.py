@@ -75,6 +75,7 @@ def demo(
     _report(run_dir)
     if fault is not None and policy_file is None:
         click.echo(f"Prove it: precscope verify {run_dir} --model {_FAULTS_MODULE}:build_{fault}")
+        click.echo(f"Then repair it: precscope demo {name} --fault {fault} --apply {run_dir / 'policy.yaml'}")
 
 
 class _Demo:

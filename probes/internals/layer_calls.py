@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
 __all__ = [
+    "AddedLosses",
     "call_state",
     "call_under_policy",
     "created_layers",
@@ -62,6 +63,17 @@ def with_mask_of(tensor: Any, other: Any) -> Any:
     if mask is not None:
         other._keras_mask = mask
     return other
+
+
+class AddedLosses:
+    """Returns, when called, the losses that a layer itself has added (`add_loss`) since this was made: scalars."""
+
+    def __init__(self, layer: Any) -> None:
+        self._layer, self._before = layer, len(layer._losses)
+
+    def __call__(self) -> list[Any]:
+        """Return them in the order in which they were added."""
+        return list(self._layer._losses[self._before :])
 
 
 @contextmanager

@@ -24,6 +24,7 @@ __all__ = [
     "is_tf_function",
     "optimized_once",
     "read_variable",
+    "without_retracing_warning",
     "written_variables",
 ]
 
@@ -31,6 +32,17 @@ __all__ = [
 def is_tf_function(function: Any) -> bool:
     """Tell whether `function` is a tf.function, which `clone_function` takes."""
     return hasattr(function, "python_function") and hasattr(function, "_clone")
+
+
+def without_retracing_warning(function: Any) -> Any:
+    """Return `function`, a tf.function that is meant to be traced for each new set of shapes.
+
+    TensorFlow counts the tracings of one Python function over the whole process, and after a few models it would warn a
+    user of a function that is not theirs.
+    """
+    if hasattr(function, "_omit_frequent_tracing_warning"):
+        function._omit_frequent_tracing_warning = True
+    return function
 
 
 def clone_function(function: Any, body: Callable[..., Any]) -> Any:

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from precscope.advice.wording import plain
 from precscope.formats import FORMATS
-from precscope.lint_result import LintFinding
+from precscope.lint_result import UNWRITTEN_MEMORY, LintFinding
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -38,6 +38,12 @@ _SQUARE = _Risk(
     "warning",
     f"squares in float16: infinite from {plain(_ROOT)} on, zero below {plain(math.sqrt(_FLOAT16.flush_limit))}",
     "Cast to float32 before, as Keras' own normalization layers do.",
+)
+_CUDNN_IN_BFLOAT16 = _Risk(
+    "error",
+    "a recurrent kernel of cuDNN in bfloat16 reads memory that nobody wrote: what lay there gets into the training, "
+    "often as NaN",
+    'Give the layer dtype="float32" or "mixed_float16", or use_cudnn=False.',
 )
 _RISKS = {
     "Exp": _Risk("warning", f"exp in float16: infinite above {math.log(_FLOAT16.max):.2f}",
@@ -102,6 +108,8 @@ def _risks(op: Any) -> Iterable[tuple[str, _Risk]]:
         yield f"float16_{op.type.lower()}", _RISKS[op.type]
     if op.type in ("Sum", "Mean") and _input_dtype(op) == "float16":
         yield from _reduction(op)
+    if op.type.startswith("CudnnRNN") and _input_dtype(op) == "bfloat16":
+        yield UNWRITTEN_MEMORY, _CUDNN_IN_BFLOAT16
     if op.type == "Cast":
         yield from _integer_cast(op)
     if op.type in ("AddV2", "Sub", "Mul", "Maximum", "Minimum", "SelectV2"):

@@ -15,6 +15,8 @@ from tests.zoo import (
     ranges,
     scaling,
     second,
+    seventh,
+    sixth,
     third,
     third_healthy,
 )
@@ -37,6 +39,8 @@ ZOO: tuple[Case, ...] = (
     *third_healthy.CASES,
     *fourth.CASES,
     *fifth.CASES,
+    *sixth.CASES,
+    *seventh.CASES,
 )
 
 

@@ -1,0 +1,58 @@
+"""Rules about kernels that are wrong whatever the numbers are."""
+
+# ruff: noqa: D401 - a rule's docstring says what is wrong with a run; docs/rules.md is made from it.
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from precscope.advice.finding import Finding, Number
+from precscope.advice.wording import quoted
+from precscope.lint_result import UNWRITTEN_MEMORY
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from precscope.advice.evidence import Evidence
+
+__all__ = ["unwritten_memory"]
+
+_GRADIENTS = ("gradient", "weight_gradient")
+_NONFINITE = ("positive_infinities", "negative_infinities", "nans")
+
+
+def unwritten_memory(evidence: Evidence) -> Iterator[Finding]:
+    """An LSTM or GRU was computed by cuDNN in bfloat16, which reads memory that nobody wrote.
+
+    On an H100 (TensorFlow 2.21), the same training gave NaN or not depending on what lay in the GPU's memory before,
+    and never with memory of zeros; float32 and float16 were not affected, nor is `use_cudnn=False`
+    (`benchmarks/cudnn_rnn.py` shows it). A run that looks well is not safe: the next may begin with other memory, and
+    garbage that is finite goes unnoticed. Keep the layer in float32, or let it compute in float16.
+    """
+    for item in evidence.run.lint:
+        if item.check != UNWRITTEN_MEMORY or item.layer is None:
+            continue
+        harmed = _samples_with_bad_gradients(evidence, item.layer)
+        seen = (
+            f"its gradients held infinities or NaN in {harmed} of {len(evidence.samples)} sampled steps"
+            if harmed
+            else "no harm was seen in this run, which need not be so in the next"
+        )
+        yield Finding(
+            id="unwritten_memory",
+            layer=item.layer,
+            severity="error" if harmed else "warning",
+            confidence="observed" if harmed else "predicted",
+            action="keep_float32",
+            numbers={"sampled steps with bad gradients": Number(harmed, 0)},
+            sentence=(
+                f"cuDNN computes {quoted(item.layer)} in bfloat16 and reads memory there that nobody wrote, so NaN may "
+                f"come and go by chance; {seen}. float16 is not affected, nor use_cudnn=False."
+            ),
+            risks=(item,),
+        )
+
+
+def _samples_with_bad_gradients(evidence: Evidence, layer: str) -> int:
+    columns = [tensor.index for tensor in evidence.run.find(layer) if tensor.kind in _GRADIENTS]
+    bad = sum(evidence.counts(kind)[:, columns].sum(axis=1) for kind in _NONFINITE)
+    return int((bad > 0).sum()) if columns else 0
