@@ -34,6 +34,7 @@ from precscope.probes.internals.tf_functions import (
     assign_variable,
     converted_function,
     inlined_functions,
+    optimized_once,
     read_variable,
     written_variables,
 )
@@ -153,7 +154,8 @@ class ShadowStep:
         if loss_scale is None:
             loss_scale = multiplier(self._optimizer)
         traced, inputs = self._trace(args, kwargs, extra, loss_scale)
-        with _restored(traced.written):
+        # It runs a few times: a second pass of the graph's optimizer costs more than it brings.
+        with _restored(traced.written), optimized_once():
             outputs = traced.function(*inputs)
         kept = dict(zip(traced.keys, outputs, strict=True))
         loss = kept.pop(_LOSS, None)

@@ -45,9 +45,12 @@ __all__ = [
     "decode_rows",
     "finish",
     "merge_rows",
+    "merge_rows_by_owner",
     "pad_to_bucket",
     "partial_statistics",
     "partial_statistics_of_many",
+    "partial_statistics_of_padded",
+    "usual_size",
 ]
 
 # Reductions by row, in the order of a finished row: five counts, three extremes, two sums.
@@ -109,7 +112,7 @@ def partial_statistics(x: Any, float_format: FloatFormat, count: Any = None, bat
             but the histogram may look at fewer elements than it could.
     """
     flat = _on_its_own(_flat(x))
-    size = _usual_size(x.shape, batch)
+    size = usual_size(x.shape, batch)
     subset, looked_at = _histogram_subset(flat, size)
     if count is None:
         count = tf.size(flat, tf.int64)
@@ -123,6 +126,14 @@ def partial_statistics(x: Any, float_format: FloatFormat, count: Any = None, bat
     return Partials(
         tf.reshape(count, [1]), _reduce(table, float_format), filled, subset[None], tf.reshape(looked_at, [1])
     )
+
+
+def partial_statistics_of_padded(values: Any, float_format: FloatFormat, counts: Any) -> Partials:
+    """Return those of `values` [tensors, size], padded by `pad_to_bucket`, with int64 `counts` [tensors] elements."""
+    values, size = _on_its_own(values), values.shape[1]
+    table = tf.reshape(values, [-1, _rows_for(size), size // _rows_for(size)])
+    subset = _pad(values, _subset_size(size) - size)
+    return Partials(counts, _reduce(table, float_format), size - counts, subset, counts)
 
 
 def partial_statistics_of_many(tensors: Sequence[Any], float_format: FloatFormat) -> list[tuple[list[int], Partials]]:
@@ -208,7 +219,7 @@ def pad_to_bucket(x: Any) -> Any:
     return flat if size is None else _pad(flat, bucket_size(size) - size)
 
 
-def _usual_size(shape: Any, batch: int | None) -> int:
+def usual_size(shape: Any, batch: int | None) -> int:
     """Return the number of elements, where unknown dimensions are taken as `batch`."""
     dimensions = [] if shape.rank is None else shape.as_list()
     return int(np.prod([(batch or _USUAL_BATCH) if d is None else d for d in dimensions], dtype=np.int64))
@@ -288,6 +299,8 @@ def _grouped(
     partials: Sequence[Partials], key: Callable[[Partials], int], finished: Callable[[list[Partials]], Any]
 ) -> Any:
     """Apply `finished` to all partials of equal `key` together, and put the rows into the order of `partials`."""
+    if len(partials) == 1:
+        return finished(list(partials))
     starts = np.cumsum([0, *(int(p.count.shape[0]) for p in partials)])
     order: list[int] = []
     parts = []
@@ -311,7 +324,7 @@ def _finished_scalars(partials: list[Partials]) -> Any:
 
 def _finished_histograms(partials: list[Partials]) -> Any:
     subsets = tf.concat([tf.cast(p.subset, tf.float32) for p in partials], 0)
-    return _histogram(tf.reshape(subsets, [subsets.shape[0], -1, BLOCK]))
+    return _histogram(tf.reshape(subsets, [-1, subsets.shape[1] // BLOCK, BLOCK]))
 
 
 def _as_int64(column: Any) -> Any:
@@ -339,20 +352,31 @@ def _histogram(values: Any) -> Any:
 
 def merge_rows(first: Any, second: Any) -> Any:
     """Return the finished rows [..., ROW_WIDTH] of both tensors together; counts and extremes stay exact."""
-    total = first + second
+    largest, smallest = tf.maximum(first, second), tf.minimum(first, second)
+    return _merged(first + second, largest, smallest, _floats(first) + _floats(second))
+
+
+def merge_rows_by_owner(rows: Any, owners: Any, number: int) -> Any:
+    """Return the finished rows [number, ROW_WIDTH] of tensors, each merged from those of `rows` that it owns."""
+    total, sums = (tf.math.unsorted_segment_sum(x, owners, number) for x in (rows, _floats(rows)))
+    largest = tf.math.unsorted_segment_max(rows, owners, number)
+    return _merged(total, largest, tf.math.unsorted_segment_min(rows, owners, number), sums)
+
+
+def _merged(total: Any, largest: Any, smallest: Any, floats: Any) -> Any:
     parts = [
         total[..., :_MAX_COLUMN],
-        tf.maximum(first, second)[..., _MAX_COLUMN : _MAX_COLUMN + 1],
-        tf.minimum(first, second)[..., _MIN_COLUMN : _SMALLEST_COLUMN + 1],
-        _add_floats(first, second)[..., _SUM_COLUMN : _SQUARES_COLUMN + 1],
+        largest[..., _MAX_COLUMN : _MAX_COLUMN + 1],
+        smallest[..., _MIN_COLUMN : _SMALLEST_COLUMN + 1],
+        _as_int64(floats),
         total[..., _LOOKED_COLUMN:],
     ]
     return tf.concat(parts, -1)
 
 
-def _add_floats(first: Any, second: Any) -> Any:
-    floats = [tf.bitcast(tf.cast(rows, tf.int32), tf.float32) for rows in (first, second)]
-    return _as_int64(floats[0] + floats[1])
+def _floats(rows: Any) -> Any:
+    """Return the float32 sums that finished rows hold as bits."""
+    return tf.bitcast(tf.cast(rows[..., _SUM_COLUMN : _SQUARES_COLUMN + 1], tf.int32), tf.float32)
 
 
 def decode_rows(rows: NDArray[np.int64]) -> tuple[NDArray[np.void], NDArray[np.uint64]]:

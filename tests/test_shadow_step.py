@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tensorflow.core.protobuf import config_pb2
+from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
+from tensorflow.python.eager import context
 
+from precscope.probes.internals.tf_functions import optimized_once
 from precscope.probes.layer_policies import whole_model
 from precscope.probes.observed_layers import observed_layers
 from precscope.probes.reading import TensorKey
@@ -213,3 +218,31 @@ def test_a_float32_softmax_stays_what_the_loss_looks_for(batch: Any):
     assert observed.loss == plain.loss
     assert TensorKey("head", "activation", "0") in observed.kept
     assert TensorKey("head", "gradient", "0") not in observed.kept
+
+
+@pytest.mark.parametrize("policy", ["mixed_float16", "float32"])
+def test_one_pass_of_the_graph_optimizer_gives_the_same_numbers_as_two(batch: Any, policy: str, monkeypatch: Any):
+    model = network()
+    policies = whole_model(model, policy)
+    options_before = context.context().function_call_options
+    once = ShadowStep(model, model.optimizer, policies=policies).run(batch)
+    assert context.context().function_call_options is options_before
+    monkeypatch.setattr("precscope.probes.shadow_step.optimized_once", nullcontext)
+    twice = ShadowStep(model, model.optimizer, policies=policies).run(batch)
+    assert once.loss == twice.loss
+    for key, gradient in twice.gradients.items():
+        assert once.gradients[key].numpy().tobytes() == gradient.numpy().tobytes(), key
+
+
+def test_the_graph_optimizer_is_as_before_after_a_call_that_fails():
+    before = context.context().function_call_options
+
+    @optimized_once()
+    def fail() -> None:
+        config = config_pb2.ConfigProto.FromString(context.context().function_call_options.config_proto_serialized)
+        assert config.graph_options.rewrite_options.meta_optimizer_iterations == RewriterConfig.ONE
+        raise ValueError("inside")
+
+    with pytest.raises(ValueError, match="inside"):
+        fail()
+    assert context.context().function_call_options is before

@@ -184,3 +184,38 @@ def test_what_is_too_much_to_be_packed_is_described_where_it_is(monkeypatch: pyt
 
     for row, x in zip(rows().numpy(), tensors, strict=True):
         assert_agrees(row[None], describe(x))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_small_tensors_outside_xla_share_a_call_and_each_has_the_row_it_would_have_alone(dtype: str) -> None:
+    tensors = [wild(dtype, size) for size in (3, 1_000, 0, *[200] * 70, 20_000)]
+    alone = [tensor_rows._row(tf.constant(x), dtype).numpy() for x in tensors]
+
+    @tf.function(autograph=False)
+    def rows() -> tf.Tensor:
+        described = tensor_rows.TensorRows(in_xla=False)
+        parts = [described.part(tf.constant(x), dtype, None, "weight")[0] for x in tensors]
+        finished = tensor_rows.finished_rows(parts)
+        return tf.stack([finished[id(part)] for part in parts])
+
+    np.testing.assert_array_equal(rows().numpy(), alone)
+    calls = [op for op in rows.get_concrete_function().graph.get_operations() if "PartitionedCall" in op.type]
+    assert len(calls) == 4  # two for 72 tensors, at most 64 in each; the empty and the large one have their own
+
+
+def test_tensors_of_unknown_batch_share_a_call_and_are_described_whole_when_the_batch_is_larger() -> None:
+    @tf.function(autograph=False)
+    def rows(tensors: list[tf.Tensor]) -> tf.Tensor:
+        described = tensor_rows.TensorRows(in_xla=False)
+        parts = [described.part(x, "float16", 4, "activation")[0] for x in tensors]
+        finished = tensor_rows.finished_rows(parts)
+        return tf.stack([finished[id(part)] for part in parts])
+
+    spec = [tf.TensorSpec([None, 250], tf.float16)] * 70
+    concrete = rows.get_concrete_function(spec)
+    calls = [op for op in concrete.graph.get_operations() if "PartitionedCall" in op.type]
+    assert len(calls) == 2
+    for batches in ([4] * 70, [*[4] * 30, 9, 0, 1, *[4] * 36, 17]):  # 1,024 elements, five times as many, none
+        tensors = [wild("float16", 250 * batch).reshape(batch, 250) for batch in batches]
+        for row, x in zip(concrete([tf.constant(x) for x in tensors]).numpy(), tensors, strict=True):
+            assert_agrees(row[None], describe(x))

@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
+from tensorflow.core.protobuf import config_pb2
+from tensorflow.core.protobuf.rewriter_config_pb2 import RewriterConfig
+from tensorflow.python.eager import context as eager_context
 from tensorflow.python.framework.auto_control_deps_utils import get_read_only_resource_input_indices_graph
 
 if TYPE_CHECKING:
@@ -19,6 +22,7 @@ __all__ = [
     "inlined_functions",
     "is_compiled_by_xla",
     "is_tf_function",
+    "optimized_once",
     "read_variable",
     "without_retracing_warning",
     "written_variables",
@@ -82,6 +86,24 @@ def inlined_functions() -> Iterator[None]:
         yield
     finally:
         tf.config.run_functions_eagerly(before)
+
+
+@contextmanager
+def optimized_once() -> Iterator[None]:
+    """Let TensorFlow's graph optimizer go once, not twice, over a tf.function that this thread calls meanwhile.
+
+    The optimizer runs at the first call, and again where the function is later called outside of this context.
+    """
+    context = eager_context.context()
+    before = context.function_call_options
+    config = config_pb2.ConfigProto()
+    config.ParseFromString(before.config_proto_serialized)
+    config.graph_options.rewrite_options.meta_optimizer_iterations = RewriterConfig.ONE
+    context.function_call_options = eager_context.FunctionCallOptions(before.executor_type, config)
+    try:
+        yield
+    finally:
+        context.function_call_options = before
 
 
 def written_variables(concrete: Any) -> list[Any]:
