@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from precscope.gradient_noise import Noise
 
 __all__ = [
+    "LEAST_SCALE",
     "TURNED",
     "Criterion",
     "JudgedScales",
@@ -32,6 +33,10 @@ __all__ = [
 
 #: So often may a dynamic loss scale halve while it seeks its level: as many steps are skipped, and no more.
 PROBES = 3
+
+#: A policy is not made to begin lower: scales from 8 to 32,768 are what float16 trainings were found to need
+#: (Micikevicius et al. 2018, Mixed Precision Training, section 3.2).
+LEAST_SCALE = 8.0
 
 #: How the reason begins of a replay that failed for its cosine.
 TURNED = "the gradient's cosine to float32 is"
@@ -303,6 +308,15 @@ class JudgedScales:
     informing: tuple[float, ...] = ()
     may_fall: int = 0
 
+    def down_to_the_least(self) -> JudgedScales:
+        """Return where a policy is replayed if no training says how far a dynamic scale has to fall.
+
+        So it is of a run in float32, and of one whose output was not finite: its scale fell for no gradient.
+        """
+        if not self.may_fall:
+            return self
+        return replace(self, may_fall=max(self.may_fall, _halvings(min(self.judged), LEAST_SCALE)))
+
     def after(self, measured: Measured) -> JudgedScales:
         """Return where parts of a set are replayed that passed as `measured`: they may not fall further than it did.
 
@@ -315,8 +329,8 @@ class JudgedScales:
 def scales_to_judge(initial: float | None, settled: float | None, is_dynamic: bool = True) -> JudgedScales:
     """Return the loss scales at which a policy has to pass: the one that it begins with, and the one it grew to.
 
-    A dynamic scale that falls by up to three halvings only seeks its level, at a price of three skipped steps. One that
-    fell further did so because of the fault that is to be cured: what it came to informs, and does not count.
+    A dynamic scale seeks its level: it may fall by three halvings, and as far as the training's own scale did. One
+    that fell below `LEAST_SCALE` did so because of the fault that is to be cured: what it came to informs only.
 
     Args:
         initial: The scale that training begins with; None without loss scaling.
@@ -329,4 +343,12 @@ def scales_to_judge(initial: float | None, settled: float | None, is_dynamic: bo
         return JudgedScales((initial,))
     grew, fell = settled is not None and settled > initial, settled is not None and 1 <= settled < initial
     judged = (initial, settled) if grew and settled is not None else (initial,)
-    return JudgedScales(judged, (settled,) if fell and settled is not None else (), PROBES)
+    if not fell or settled is None:
+        return JudgedScales(judged, (), PROBES)
+    sought = _halvings(initial, settled) if settled >= LEAST_SCALE else 0
+    return JudgedScales(judged, (settled,), max(PROBES, sought))
+
+
+def _halvings(scale: float, lower: float) -> int:
+    """Return how often `scale` can be halved without getting below `lower`."""
+    return max(0, math.floor(math.log2(scale / lower)))

@@ -113,9 +113,14 @@ def _verify(model: Any, run: Run, asked: _Asked, share: float) -> Verification:
     with took.part("float32"):
         setup.set_reference(replayer, data)
     scales = _scales(evidence, proposal.optimizer) if replayer.scales_loss else scales_to_judge(None, None)
+    if not setup.is_trained_in_16_bits:
+        scales = scales.down_to_the_least()
     with took.part("as trained"):
         as_trained = setup.as_trained(), _scales_as_trained(evidence, scales, setup.is_trained_in_16_bits)
         before = replayer.measure(*as_trained, criterion)
+    if _broke_forward(before):  # and would at any loss scale
+        scales = scales.down_to_the_least()
+        as_trained = as_trained[0], scales
 
     with took.part("search"):
         limits = {
@@ -190,6 +195,11 @@ def _scales(evidence: Evidence, needs: OptimizerNeeds) -> JudgedScales:
 def _scales_as_trained(evidence: Evidence, scales: JudgedScales, is_in_16_bits: bool) -> JudgedScales:
     """Return where plain mixed precision is shown: as it was trained, without a scale where it had none."""
     return scales_to_judge(None, None) if evidence.loss_scaling == "none" and is_in_16_bits else scales
+
+
+def _broke_forward(measured: Measured) -> bool:
+    """Tell whether the output or the loss was not finite in a judged replay: the loss scale fell for no gradient."""
+    return any(r.cosine is None and not r.overflowed and not r.passed for r in measured.replays[: measured.judged])
 
 
 def _last_scale(evidence: Evidence) -> float | None:

@@ -96,13 +96,23 @@ def test_no_gradient_at_all_in_either_pass_is_no_difference():
         (2.0**15, None, True, JudgedScales((2.0**15,), (), 3)),
         (2.0**15, 2.0**15, True, JudgedScales((2.0**15,), (), 3)),
         (2.0**15, 2.0**18, True, JudgedScales((2.0**15, 2.0**18), (), 3)),
-        (2.0**15, 2.0**4, True, JudgedScales((2.0**15,), (2.0**4,), 3)),
+        (2.0**15, 2.0**14, True, JudgedScales((2.0**15,), (2.0**14,), 3)),
+        (2.0**15, 2.0**8, True, JudgedScales((2.0**15,), (2.0**8,), 7)),
+        (2.0**15, 2.0**2, True, JudgedScales((2.0**15,), (2.0**2,), 3)),
         (2.0**15, 2.0**-4, True, JudgedScales((2.0**15,), (), 3)),
         (128.0, 64.0, False, JudgedScales((128.0,))),
     ],
 )
 def test_the_loss_scales_that_count(initial, settled, dynamic, scales):
     assert scales_to_judge(initial, settled, dynamic) == scales
+
+
+@pytest.mark.parametrize(
+    ("initial", "settled", "dynamic", "may_fall"),
+    [(None, None, True, 0), (2.0**15, None, True, 12), (2.0**4, None, True, 3), (2.0**15, None, False, 0)],
+)
+def test_without_a_training_that_tells_the_scale_may_fall_to_8(initial, settled, dynamic, may_fall):
+    assert scales_to_judge(initial, settled, dynamic).down_to_the_least().may_fall == may_fall
 
 
 def test_bfloat16_rounds_eight_times_as_coarsely_and_is_judged_by_wider_limits():
@@ -253,7 +263,7 @@ FLOAT16 = Policy("mixed_float16", MadeFor("m", "Model", "run"), optimizer=Optimi
         ({"after": Measured((at_scale(2.0**15), at_scale(2.0**13)), 1)}, 2.0**15),
         ({"pins": (), "after": Measured((at_scale(2.0**15), at_scale(2.0**13)), 1)}, 2.0**13),
         ({"pins": (), "after": Measured((at_scale(2.0**14), at_scale(2.0**12)), 1, 1)}, 2.0**12),
-        ({"pins": (), "after": Measured((at_scale(2.0**15), at_scale(2.0**9)), 1)}, 2.0**15),  # by a fault
+        ({"pins": (), "after": Measured((at_scale(2.0**15), at_scale(2.0**2)), 1)}, 2.0**15),  # by a fault
     ],
 )
 def test_the_policy_begins_at_the_scale_that_passes(changes, initial_scale):

@@ -11,7 +11,7 @@ from precscope.advice.wording import counted, listed
 from precscope.formats import FORMATS
 from precscope.origin_records import is_code_id
 from precscope.policy import MODEL, KeptLayer, MadeFor, OptimizerNeeds, Pin, Policy, Proof, Reason
-from precscope.replay import PROBES
+from precscope.replay import LEAST_SCALE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -99,9 +99,8 @@ def _settled_scale(verification: Verification) -> float | None:
         return None
     passed = [after.settled_scale] if after.settled_scale is not None else []
     if verification.nothing_needed:
-        first = max(replay.loss_scale for replay in after.replays[: after.judged]) * 2**after.fallen
         seen = [replay.loss_scale for replay in after.replays[after.judged :] if replay.passed]
-        passed += [scale for scale in seen if scale * 2**PROBES >= first]
+        passed += [scale for scale in seen if scale >= LEAST_SCALE]
     return min(passed, default=None)
 
 
