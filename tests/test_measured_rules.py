@@ -212,6 +212,13 @@ def test_the_layer_whose_backward_pass_breaks_is_named_not_the_one_that_gets_it(
     assert (skipped.layer, skipped.action) == ("first", "keep_float32")
 
 
+@pytest.mark.parametrize(("norm", "pins"), [(1e-3, ("second",)), (1e-6, ())])
+def test_a_variable_without_a_share_in_the_gradient_does_not_matter(tmp_path, norm, pins):
+    """The bias of a key in attention: a softmax takes no notice of it, so its gradient is nothing but rounding."""
+    turned = measured("second", "weight_gradient", reference_norm=norm, own_relative_error=2.0, own_cosine=-0.02)
+    assert keep_float32(findings_of(tmp_path, turned, harm(0.06))) == pins
+
+
 def test_zeros_at_a_scale_that_collapsed_are_a_consequence(tmp_path):
     zeros = measured("first", "gradient", flushed=900, cosine=0.1)
     assert "measured_underflow" in [f.id for f in findings_of(tmp_path, zeros, harm(0.5))]

@@ -98,6 +98,11 @@ class Measured:
             self._harm[moment] = self._harm_at(moment)
         return self._harm[moment]
 
+    def share_of_gradient(self, record: ReferenceRecord) -> float:
+        """Return the length of a variable's gradient by that of all of them in its step; 1 where they are all zero."""
+        whole = math.hypot(*(item.reference_norm or 0.0 for item in self._gradients[moment_of(record)]))
+        return (record.reference_norm or 0.0) / whole if 0 < whole < math.inf else 1.0
+
     def _harm_at(self, moment: Moment) -> float | None:
         if any((step.step, step.moment) == moment and _broke_the_loss(step) for step in self.steps):
             return math.inf

@@ -85,7 +85,8 @@ def measured_backward_error(evidence: Evidence) -> Iterator[Finding]:
     vanish at one and the same scale, so that none fits. A warning where the gradients of all weights are off, or where
     that cannot be measured because the layer breaks that reads this one. Else a remark: the gradient behind a saturated
     gate does not matter. A layer that reads one that has to be in float32, and makes infinities of its gradient at a
-    scale that the training could not keep, belongs to it: small values have large gradients.
+    scale that the training could not keep, belongs to it: small values have large gradients. The gradient of a variable
+    that has next to no share in that of all is left out: that of a key's bias in attention is nothing but rounding.
     """
     yield from _overflowing_readers(evidence)
     broken = _innermost(evidence, is_broken)
@@ -182,6 +183,8 @@ def _is_off(evidence: Evidence, record: ReferenceRecord) -> bool:
 def _is_lost(evidence: Evidence, record: ReferenceRecord) -> bool:
     """Tell whether a layer's own backward pass loses a gradient that no loss scale could save."""
     limits = evidence.thresholds
+    if record.kind == "weight_gradient" and evidence.measured.share_of_gradient(record) < limits.negligible_gradient:
+        return False
     arriving = [r for r in evidence.measured.of(record.layer, "gradient") if moment_of(r) == moment_of(record)]
     if any(whole_flushed(r) > limits.flushed_share for r in arriving):
         return False

@@ -33,6 +33,9 @@ class Thresholds:
     cosine_error: float = _threshold(0.99, "Error when a measured cosine is lower.")
     own_error: float = _threshold(0.05, "Warn when a layer's own relative error is larger.")
     gradient_error: float = _threshold(0.05, "No harm while the gradient of all weights is off by less.")
+    negligible_gradient: float = _threshold(
+        1e-4, "The gradient of a variable does not matter where it has a smaller share of the length of all of them."
+    )
     output_gradient_error: float = _threshold(
         0.15, "Warn when rounding the model's output turns the gradient of the loss there by a larger share."
     )
