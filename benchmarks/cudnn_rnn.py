@@ -1,4 +1,4 @@
-"""Whether cuDNN's recurrent layers read memory that nobody wrote: one call after filling free memory with this or that.
+"""Whether cuDNN's recurrent layers write all that is read of them: one call after filling free memory with a value.
 
     python -m benchmarks.cudnn_rnn --out cudnn_rnn.jsonl         # on a GPU, a minute
 

@@ -21,12 +21,13 @@ _NONFINITE = ("positive_infinities", "negative_infinities", "nans")
 
 
 def unwritten_memory(evidence: Evidence) -> Iterator[Finding]:
-    """An LSTM or GRU was computed by cuDNN in bfloat16, which reads memory that nobody wrote.
+    """An LSTM or GRU was computed by cuDNN in bfloat16, whose backward pass does not write its gradients.
 
-    On an H100 (TensorFlow 2.21), the same training gave NaN or not depending on what lay in the GPU's memory before,
-    and never with memory of zeros; float32 and float16 were not affected, nor is `use_cudnn=False`
-    (`benchmarks/cudnn_rnn.py` shows it). A run that looks well is not safe: the next may begin with other memory, and
-    garbage that is finite goes unnoticed. Keep the layer in float32, or let it compute in float16.
+    What lay in the GPU's memory before is taken for them. On an H100 (TensorFlow 2.21, `benchmarks/cudnn_rnn.py`) the
+    output was right, while all gradients were NaN where free memory had been filled with NaN, and off by 100 % and
+    more where it had been filled with zeros: then the layer does not learn, and nobody notices. float32 and float16
+    were right each time, and `use_cudnn=False` does without cuDNN. A run that looks well is not safe. Keep the layer
+    in float32, or let it compute in float16.
     """
     for item in evidence.run.lint:
         if item.check != UNWRITTEN_MEMORY or item.layer is None:
@@ -35,7 +36,7 @@ def unwritten_memory(evidence: Evidence) -> Iterator[Finding]:
         seen = (
             f"its gradients held infinities or NaN in {harmed} of {len(evidence.samples)} sampled steps"
             if harmed
-            else "no harm was seen in this run, which need not be so in the next"
+            else "they were finite in all sampled steps, which does not make them right"
         )
         yield Finding(
             id="unwritten_memory",
@@ -45,8 +46,9 @@ def unwritten_memory(evidence: Evidence) -> Iterator[Finding]:
             action="keep_float32",
             numbers={"sampled steps with bad gradients": Number(harmed, 0)},
             sentence=(
-                f"cuDNN computes {quoted(item.layer)} in bfloat16 and reads memory there that nobody wrote, so NaN may "
-                f"come and go by chance; {seen}. float16 is not affected, nor use_cudnn=False."
+                f"cuDNN computes {quoted(item.layer)} in bfloat16 and leaves its gradients unwritten: what lay in "
+                f"memory is taken for them, be it NaN, garbage or zeros; {seen}. float16 and use_cudnn=False are not "
+                "affected."
             ),
             risks=(item,),
         )

@@ -41,8 +41,8 @@ _SQUARE = _Risk(
 )
 _CUDNN_IN_BFLOAT16 = _Risk(
     "error",
-    "a recurrent kernel of cuDNN in bfloat16 reads memory that nobody wrote: what lay there gets into the training, "
-    "often as NaN",
+    "a recurrent layer of cuDNN in bfloat16, whose backward pass leaves its gradients unwritten: what lay in memory is "
+    "taken for them",
     'Give the layer dtype="float32" or "mixed_float16", or use_cudnn=False.',
 )
 _RISKS = {

@@ -77,7 +77,8 @@ AFTER = """
 #: What is known about rows that fail; a test holds that no other does.
 KNOWN_FAILURES = {
     ("gpu", "Recurrent networks and time", "GRU", "mixed_bfloat16"): (
-        "The GRU, on cuDNN, gives NaN in bfloat16 without PrecScope as well: its kernel reads memory that nobody wrote."
+        "The GRU, on cuDNN, gives NaN in bfloat16 without PrecScope as well: its backward pass does not write its "
+        "gradients, and what lay in memory is taken for them."
     ),
     ("gpu", "Recurrent networks and time", "LSTM", "mixed_bfloat16"): (
         "The LSTM does the same, depending on what lay in the GPU's memory: without PrecScope it gave NaN in 4 of 4 "
