@@ -177,7 +177,8 @@ class Replayer:
     ) -> tuple[list[Replay], int]:
         """Replay every batch at `scale`, or at the first lower one at which all pass, where gradients overflow.
 
-        Return that with the number of halvings.
+        Return that with the number of halvings. Where none is found: what is wrong at the scale at which nothing
+        overflows any more, which says more than that a higher one is too high; else what is wrong at `scale`.
         """
         first: list[Replay] = []
         for fallen in range(may_fall + 1):
@@ -186,7 +187,7 @@ class Replayer:
             if all(replay.passed for replay in replays):
                 return replays, fallen
             if not any(replay.overflowed for replay in replays):
-                break
+                return replays, 0
         return first, 0
 
     def _all_at(
