@@ -31,7 +31,9 @@ def test_the_answer_stands_below_the_command(tmp_path: Path, monkeypatch: pytest
     ]
     lines = summary(runs).splitlines()
     assert lines[:2] == ["4 runs were recorded. Read them:", "  precscope report a"]
-    assert lines[2].startswith("    model 'a', 57 steps: No layer ")
+    assert lines[2].startswith(
+        "    model 'a', 57 steps: No further layer was seen to need float32 ('head' is in it already)"
+    )
     assert lines[3] == "  precscope report 'b c'"
     assert lines[4].startswith("    model 'b c', 20 steps, failed: ")
     assert "second" in lines[4]
