@@ -38,6 +38,7 @@ class AppliedPolicy:
         left: Why a sub-layer of a pinned layer stays as it is, by id: it cannot be given the policy.
         not_saved: Ids of layers off the default policy whose policy a saved model does not hold, because a custom
             layer makes them anew. Load such a model inside `precscope.policy_scope`.
+        initial_scale: The loss scale that the optimizer begins with, where that was set just now; else None.
     """
 
     changed: Mapping[str, str]
@@ -45,11 +46,14 @@ class AppliedPolicy:
     wrapped: bool
     left: Mapping[str, str]
     not_saved: tuple[str, ...]
+    initial_scale: float | None = None
 
     def __str__(self) -> str:
         parts = [f"{counted(len(self.changed), 'layer')} changed" if self.changed else "No layer had to be changed"]
         if self.wrapped:
             parts.append("the optimizer is wrapped in a LossScaleOptimizer")
+        if self.initial_scale is not None:
+            parts.append(f"the loss scale begins at {self.initial_scale:,g}")
         if self.left:
             parts.append(f"{listed(tuple(self.left))} stayed as they are")
         if self.not_saved:
@@ -84,10 +88,10 @@ def apply_policy(model: Any, policy: Policy | str | os.PathLike[str], *, optimiz
     with ExitStack() as undone_on_failure:
         undone_on_failure.callback(set_layer_policies(model, changed))
         not_saved = _let_be_saved(layers, policy.default, undone_on_failure)
-        trained_with, wrapped = _give_optimizer(model, policy, optimizer, undone_on_failure)
+        trained_with, wrapped, initial_scale = _give_optimizer(model, policy, optimizer, undone_on_failure)
         undone_on_failure.pop_all()
     forget_traced_functions(model)
-    return AppliedPolicy(changed, trained_with, wrapped, left, not_saved)
+    return AppliedPolicy(changed, trained_with, wrapped, left, not_saved, initial_scale)
 
 
 def wanted_policies(model: Any, policy: Policy) -> tuple[dict[str, str], dict[str, str]]:
@@ -183,20 +187,25 @@ def _owners(name: str, layers: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def _give_optimizer(model: Any, policy: Policy, given: Any, undone_on_failure: ExitStack) -> tuple[Any, bool]:
-    """Return the optimizer with what the policy says it needs, and whether it was wrapped for that."""
+def _give_optimizer(
+    model: Any, policy: Policy, given: Any, undone_on_failure: ExitStack
+) -> tuple[Any, bool, float | None]:
+    """Return the optimizer with what the policy needs, whether it was wrapped, and a loss scale that was set."""
     needs = policy.optimizer
     optimizer = given if given is not None else getattr(model, "optimizer", None)
     if optimizer is None or not needs.loss_scale_optimizer:
-        return optimizer, False
+        return optimizer, False, None
+    scale = needs.initial_scale
     if is_dynamic(optimizer):
-        if needs.initial_scale is not None and int(optimizer.iterations.numpy()) == 0 and _has_not_moved(optimizer):
-            set_initial_scale(optimizer, needs.initial_scale)
-        return optimizer, False
+        has_begun = int(optimizer.iterations.numpy()) > 0 or not _has_not_moved(optimizer)
+        if scale is None or has_begun or scale == optimizer.initial_scale:
+            return optimizer, False, None
+        set_initial_scale(optimizer, scale)
+        return optimizer, False, scale
     if given is not None:
-        return wrapped_optimizer(optimizer, needs.initial_scale), True
-    undone_on_failure.callback(wrap_optimizer(model, needs.initial_scale))
-    return model.optimizer, True
+        return wrapped_optimizer(optimizer, scale), True, scale
+    undone_on_failure.callback(wrap_optimizer(model, scale))
+    return model.optimizer, True, scale
 
 
 def _has_not_moved(optimizer: Any) -> bool:

@@ -92,10 +92,13 @@ def test_the_optimizer_is_wrapped_and_goes_on_where_it_was():
 def test_a_wrapped_optimizer_keeps_a_scale_that_has_moved_and_takes_one_before_it_began():
     model = mlp("mixed_float16")
     model.optimizer.build(model.trainable_variables)
-    precscope.apply_policy(model, policy_for(model, "head", scale=256.0))
+    assert "; the loss scale begins at 256." in str(
+        precscope.apply_policy(model, policy_for(model, "head", scale=256.0))
+    )
     assert float(model.optimizer.dynamic_scale.numpy()) == 256.0
     model.optimizer.dynamic_scale.assign(64.0)
-    assert not precscope.apply_policy(model, policy_for(model, "head")).wrapped
+    again = precscope.apply_policy(model, policy_for(model, "head"))
+    assert (again.wrapped, again.initial_scale) == (False, None)
     assert float(model.optimizer.dynamic_scale.numpy()) == 64.0
 
 

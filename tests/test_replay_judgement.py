@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from precscope.advice.proposal import verified_policy
+from precscope.advice.proposal import verdict_sentence, verified_policy
 from precscope.errors import RunDirectoryError
 from precscope.gradient_noise import Noise
 from precscope.policy import MadeFor, OptimizerNeeds, Policy, Price
@@ -251,6 +251,14 @@ def test_the_scale_at_which_all_passed_is_known_where_it_fell():
 
 
 FLOAT16 = Policy("mixed_float16", MadeFor("m", "Model", "run"), optimizer=OptimizerNeeds(True, 2.0**15))
+
+
+def test_the_verdict_says_at_which_scale_to_begin_where_nothing_else_is_needed():
+    fell, did_not = Measured((at_scale(2.0**8),), 1, 7), Measured((at_scale(2.0**15),), 1)
+    words = [
+        verdict_sentence(verification(pins=(), after=after)).partition("no layer ")[2] for after in (fell, did_not)
+    ]
+    assert words == ["needs float32, with a loss scale that begins at 256.", "needs float32."]
 
 
 @pytest.mark.parametrize(

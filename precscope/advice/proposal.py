@@ -109,7 +109,9 @@ def verdict_sentence(verification: Verification) -> str:
     pins, batches = verification.pins, counted(len(verification.batches), "batch").replace("batchs", "batches")
     under = f"in {verification.default}, " if verification.is_of_another_default else ""
     if verification.nothing_needed:
-        return f"Proven by replaying {batches}: {under}no layer needs float32."
+        scale = verification.after.settled_scale if verification.after is not None else None
+        begins = "" if scale is None else f", with a loss scale that begins at {scale:,g}"
+        return f"Proven by replaying {batches}: {under}no layer needs float32{begins}."
     if verification.proven:
         smallest = "" if verification.is_minimal else "; a smaller set may do, the search was cut short"
         return f"Proven by replaying {batches}: {under}{listed(pins, most=8)} in float32 suffice{_s(pins)}{smallest}."
