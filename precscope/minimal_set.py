@@ -11,6 +11,9 @@ whether a set of them passes. A test costs a compilation, so none is made twice.
    tests. Where two parts would do, the more suspected names stay.
 5. Each name alone is left out once more. QuickXplain takes for granted that what passes still does with more names in
    it; where rounding makes an exception, this finds what can still go.
+
+Where most of many names are needed, each of them takes a test or two, and which few are not is of little use: the
+search ends when so large a set has not become smaller for some tests.
 """
 
 from __future__ import annotations
@@ -35,6 +38,9 @@ class Measured(Protocol):
 
 M = TypeVar("M", bound=Measured)
 
+#: A set of more names than this that is more than half of all is given up when so many tests in a row failed.
+_MANY, _IN_VAIN = 32, 12
+
 
 @dataclass(frozen=True)
 class Trial(Generic[M]):
@@ -50,7 +56,7 @@ class SearchResult(Generic[M]):
 
     Attributes:
         names: The smallest set found that passes, most suspected first; None where no set passes.
-        is_minimal: Whether each set with one name less was tested and failed; False where the tests ran out.
+        is_minimal: Whether each set with one name less was tested and failed; False where the search ended before.
         trials: Every test, in the order in which they were made; the first is that of the empty set.
     """
 
@@ -76,6 +82,7 @@ class _Tester(Generic[M]):
     most_tests: int
     report: Callable[[int, int], None]
     is_over: Callable[[], bool]
+    names: int
     trials: dict[frozenset[str], M] = field(default_factory=dict)
 
     def passes(self, names: Iterable[str], left: int = 0) -> bool:
@@ -87,7 +94,16 @@ class _Tester(Generic[M]):
             done = len(self.trials)
             self.report(done, min(1 + left, self.most_tests - done))
             self.trials[wanted] = self.test(wanted)
+            self._give_up_in_vain()
         return self.trials[wanted].passed
+
+    def _give_up_in_vain(self) -> None:
+        smallest = self.smallest_passing()
+        if smallest is None or len(smallest) <= max(_MANY, self.names // 2):
+            return
+        last = [measured.passed for measured in self.trials.values()][-_IN_VAIN:]
+        if len(last) == _IN_VAIN and not any(last):
+            raise _OutOfTestsError
 
     def smallest_passing(self) -> frozenset[str] | None:
         """Return the smallest set that passed so far."""
@@ -115,7 +131,7 @@ def smallest_set(
         is_over: Asked before each test whether the time for it has run out; then as after `most_tests`.
     """
     names = tuple(dict.fromkeys((*suspects, *others)))
-    tester = _Tester(test, most_tests, report, is_over)
+    tester = _Tester(test, most_tests, report, is_over, len(names))
     is_minimal = False
     try:
         passing = _first_passing(tester, names, len(dict.fromkeys(suspects)))

@@ -148,3 +148,20 @@ def test_the_search_ends_when_its_time_is_over():
     late = Landscape({"a"})
     assert late.search(["a"], is_over=lambda: True).names is None
     assert late.tested == []
+
+
+def test_where_most_of_many_are_needed_the_search_ends_after_twelve_tests_in_vain():
+    landscape = Landscape(NAMES[4:])
+    result = landscape.search([], NAMES)
+    assert result.names == tuple(NAMES)
+    assert not result.is_minimal
+    passed = next(number for number, trial in enumerate(result.trials) if trial.measured.passed)
+    assert len(landscape.tested) == passed + 1 + 12
+
+
+@pytest.mark.parametrize("names", [NAMES[:32], NAMES], ids=["few", "many"])
+def test_few_needed_of_many_or_many_needed_of_few_are_searched_to_the_end(names):
+    needed = names[:28] if len(names) == 32 else names[::21]
+    result = Landscape(needed).search([], names, most_tests=200)
+    assert result.names == tuple(needed)
+    assert result.is_minimal
