@@ -571,6 +571,9 @@ def test_a_running_and_a_float32_run_say_so(tmp_path):
     wide = {key: array.astype(np.float32) for key, array in healthy().items()}
     layers = tuple(layer(item.id, *item.inputs, type=item.type, compute="float32") for item in TOWER)
     run = SyntheticRun(layers, [wide], model={"loss_scaling": "none"}).read(tmp_path / "float32")
+    step = ReferenceStepRecord(5, "start", 8, 8, 1.0, 0.5, 0.5, "equal", False, 10**9)
+    run = replace(run, reference_steps=(step,))
+    assert "against float32" not in verdict_of(run).basis  # that was float32 with itself
     assert verdict_of(run).sentence == "No recorded layer computes in 16 bits, and all values were finite."
     assert analyze(run) == ()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 from pathlib import Path
 
+import keras
 import pytest
 import tensorflow as tf
 
@@ -13,7 +14,7 @@ from precscope.cli import main
 from precscope.errors import PrecScopeError
 from precscope.probes import replayer
 from precscope.probes.verify import verify_model
-from tests.test_verify import everything, squares, trained
+from tests.test_verify import QUIET, everything, numbers, squares, trained
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -111,3 +112,39 @@ def test_a_second_proof_takes_the_place_of_the_first(session):
     assert second.pins == first.pins
     assert precscope.open_run(session.path).verification == second
     assert sorted(file for file in files(session) if "part" in file) == []
+
+
+class Counting(keras.Model):
+    """Counts its steps and draws noise of its own: state that a replay writes, too."""
+
+    def __init__(self, *args, **options):
+        super().__init__(*args, **options)
+        self.steps_made = self.add_weight(shape=(), initializer="zeros", trainable=False, dtype="float32")
+        self.noise = keras.random.SeedGenerator(7)
+
+    def train_step(self, data):
+        x, y = data
+        self.steps_made.assign_add(1.0)
+        return super().train_step((x + 0.01 * keras.random.normal(keras.ops.shape(x), seed=self.noise), y))
+
+
+def state_after(path, verified):
+    """Train twice with a session around, verify in between or not, and return all that is left."""
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((4,))
+    x = keras.layers.Dropout(0.2)(keras.layers.BatchNormalization()(keras.layers.Dense(8, "relu")(inputs)))
+    model = Counting(inputs, keras.layers.Dense(1)(x))
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam())
+    model.compile(optimizer, "mse", metrics=["mae"])
+    data = numbers(size=1.0)
+    with precscope.profile(model, path, every=2, keep_batches_mib=4, **QUIET) as session:
+        losses = model.fit(*data, batch_size=16, epochs=2, verbose=0).history
+        if verified:
+            session.verify(most_batches=2)
+        losses |= {f"then {key}": value for key, value in model.fit(*data, batch_size=16, verbose=0).history.items()}
+    variables = (*model.variables, *optimizer.variables, *model.metrics_variables)
+    return losses, [variable.numpy().tolist() for variable in variables]
+
+
+def test_training_goes_on_as_if_it_had_never_been_verified(tmp_path):
+    assert state_after(tmp_path / "verified", True) == state_after(tmp_path / "plain", False)

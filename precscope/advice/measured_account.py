@@ -15,13 +15,13 @@ __all__ = ["measured_account"]
 
 def measured_account(run: Run) -> str | None:
     """Return a sentence or two; None where no recorded tensor is in 16 bits, so that there is nothing to measure."""
+    if not any(FORMATS[tensor.dtype].bits == 16 for tensor in run.tensors):
+        return None
     steps = run.reference_steps
     if steps:
         first, last = steps[0].step, steps[-1].step
         where = f"at step {first:,}" if len(steps) == 1 else f"from step {first:,} to {last:,}"
         return f"Measured against float32 in {counted(len(steps), 'reference step')} {where}."
-    if not any(FORMATS[tensor.dtype].bits == 16 for tensor in run.tensors):
-        return None
     told = [notice.message for notice in run.notices if notice.source == "reference"]
     if told:
         return f"Not measured against float32: {told[-1]}"
