@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from precscope.replay import Criterion, VariableComparison
 
-__all__ = ["Noise", "could_be_noise", "is_noise", "whole_noise"]
+__all__ = ["Noise", "WholeGradient", "could_be_noise", "is_noise", "whole_noise"]
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ def whole_noise(comparisons: Sequence[VariableComparison]) -> Noise | None:
 
 def could_be_noise(comparisons: Sequence[VariableComparison], criterion: Criterion) -> bool:
     """Tell whether gradients are near enough to float32 for noise to be an excuse, so that it is worth measuring."""
-    whole = _Whole(comparisons)
-    return whole.cosine >= criterion.gradient_floor and all(
+    whole = WholeGradient(comparisons)
+    return _cosine(whole) >= criterion.gradient_floor and all(
         _is_negligible(item, whole.length, criterion) or _cosine(item) >= criterion.variable_floor
         for item in _turned_variables(comparisons, whole.length, criterion)
     )
@@ -82,10 +82,10 @@ def could_be_noise(comparisons: Sequence[VariableComparison], criterion: Criteri
 
 def is_noise(comparisons: Sequence[VariableComparison], criterion: Criterion) -> bool:
     """Tell whether all that is turned further than the criterion's cosines allow is so by noise."""
-    noise, whole = whole_noise(comparisons), _Whole(comparisons)
+    noise, whole = whole_noise(comparisons), WholeGradient(comparisons)
     if noise is None or not could_be_noise(comparisons, criterion):
         return False
-    if whole.cosine < criterion.gradient_cosine and not (
+    if _cosine(whole) < criterion.gradient_cosine and not (
         noise.added_variance <= criterion.added_variance and noise.moved <= criterion.moved_mean
     ):
         return False
@@ -100,14 +100,22 @@ def is_noise(comparisons: Sequence[VariableComparison], criterion: Criterion) ->
     )
 
 
-class _Whole:
-    """Length and cosine of all gradients together."""
+class WholeGradient:
+    """All gradients together.
+
+    Attributes:
+        finite: Whether every element under the policy is finite.
+        length: Euclidean norm in float32.
+        norm: Euclidean norm under the policy; NaN where that is not finite.
+        cosine: Of both; None where one of them is zero or not finite.
+    """
 
     def __init__(self, comparisons: Sequence[VariableComparison]) -> None:
+        self.finite = all(item.finite for item in comparisons)
         self.length = math.hypot(*(item.norm_reference for item in comparisons))
-        finite = all(item.finite for item in comparisons)
-        product = self.length * math.hypot(*(item.norm for item in comparisons)) if finite else math.nan
-        self.cosine = math.fsum(item.dot for item in comparisons) / product if product > 0 else -1.0
+        self.norm = math.hypot(*(item.norm for item in comparisons)) if self.finite else math.nan
+        product = self.length * self.norm
+        self.cosine = sum(item.dot for item in comparisons) / product if product > 0 else None
 
 
 def _turned_variables(
@@ -118,7 +126,7 @@ def _turned_variables(
     return [item for item in counting if _cosine(item) < criterion.variable_cosine]
 
 
-def _cosine(item: VariableComparison) -> float:
+def _cosine(item: VariableComparison | WholeGradient) -> float:
     return -1.0 if item.cosine is None else item.cosine
 
 

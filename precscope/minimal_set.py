@@ -82,7 +82,7 @@ class _Tester(Generic[M]):
     most_tests: int
     report: Callable[[int, int], None]
     is_over: Callable[[], bool]
-    names: int
+    total: int
     trials: dict[frozenset[str], M] = field(default_factory=dict)
 
     def passes(self, names: Iterable[str], left: int = 0) -> bool:
@@ -99,7 +99,7 @@ class _Tester(Generic[M]):
 
     def _give_up_in_vain(self) -> None:
         smallest = self.smallest_passing()
-        if smallest is None or len(smallest) <= max(_MANY, self.names // 2):
+        if smallest is None or len(smallest) <= max(_MANY, self.total // 2):
             return
         last = [measured.passed for measured in self.trials.values()][-_IN_VAIN:]
         if len(last) == _IN_VAIN and not any(last):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from precscope.advice.wording import counted, plain, quoted
-from precscope.gradient_noise import is_noise, whole_noise
+from precscope.gradient_noise import WholeGradient, is_noise, whole_noise
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -175,24 +175,34 @@ class Measured:
     fallen: int = 0
 
     @property
+    def counting(self) -> tuple[Replay, ...]:
+        """The judged replays."""
+        return self.replays[: self.judged]
+
+    @property
+    def informing(self) -> tuple[Replay, ...]:
+        """The others."""
+        return self.replays[self.judged :]
+
+    @property
     def passed(self) -> bool:
         """Whether every replay that counts passed."""
-        return all(replay.passed for replay in self.replays[: self.judged])
+        return all(replay.passed for replay in self.counting)
 
     @property
     def worst(self) -> Replay:
         """The judged replay that is farthest from float32: a failed one first, then the least cosine."""
-        return min(self.replays[: self.judged], key=lambda r: (r.passed, -1.0 if r.cosine is None else r.cosine))
+        return min(self.counting, key=lambda r: (r.passed, -1.0 if r.cosine is None else r.cosine))
 
     @property
     def passed_as_noise(self) -> tuple[Replay, ...]:
         """The judged replays that pass because rounding drowns in the noise of batches."""
-        return tuple(replay for replay in self.replays[: self.judged] if replay.rule == "noise")
+        return tuple(replay for replay in self.counting if replay.rule == "noise")
 
     @property
     def settled_scale(self) -> float | None:
         """The loss scale at which all batches passed where it had to fall for that; None elsewhere."""
-        scales = [replay.loss_scale for replay in self.replays[: self.judged]]
+        scales = [replay.loss_scale for replay in self.counting]
         return min(scales) if self.fallen and self.passed else None
 
 
@@ -207,19 +217,15 @@ def judge_replay(
     criterion: Criterion,
 ) -> Replay:
     """Return whether one replay passes, and with what numbers."""
-    finite = all(item.finite for item in comparisons)
-    norm_reference = math.hypot(*(item.norm_reference for item in comparisons))
-    norm = math.hypot(*(item.norm for item in comparisons)) if finite else math.nan
-    product = norm_reference * norm
-    cosine = sum(item.dot for item in comparisons) / product if product > 0 else None
-    ratio = norm / norm_reference if finite and norm_reference > 0 else None
+    whole = WholeGradient(comparisons)
+    ratio = whole.norm / whole.length if whole.finite and whole.length > 0 else None
     worst = min(
-        (item for item in comparisons if item.norm_reference > criterion.negligible_norm * norm_reference),
+        (item for item in comparisons if item.norm_reference > criterion.negligible_norm * whole.length),
         key=lambda item: -2.0 if item.cosine is None else item.cosine,
         default=None,
     )
     shown_loss = loss if loss is not None and math.isfinite(loss) else None
-    turned = _turned(cosine, worst, norm_reference, criterion)
+    turned = _turned(whole, worst, criterion)
     noise = whole_noise(comparisons)
     why_not = (
         _not_finite(comparisons, outputs_finite, loss)
@@ -232,13 +238,13 @@ def judge_replay(
         loss_scale,
         why_not is None,
         why_not,
-        cosine,
+        whole.cosine,
         ratio,
         None if worst is None else f"{worst.layer}/{worst.name}",
         None if worst is None else worst.cosine,
         shown_loss,
         loss_reference,
-        overflowed=_overflowed(finite, noise) and outputs_finite and (loss is None or shown_loss is not None),
+        overflowed=_overflowed(whole.finite, noise) and outputs_finite and (loss is None or shown_loss is not None),
         rule=None if why_not is not None else "limits" if turned is None else "noise",
         added_variance=None if noise is None else noise.added_variance,
         moved_mean=None if noise is None else noise.moved,
@@ -263,13 +269,11 @@ def _not_finite(comparisons: Sequence[VariableComparison], outputs_finite: bool,
     )
 
 
-def _turned(
-    cosine: float | None, worst: VariableComparison | None, norm_reference: float, criterion: Criterion
-) -> str | None:
-    if cosine is None:
-        return "the gradient is zero and is not in float32" if norm_reference > 0 else None
-    if cosine < criterion.gradient_cosine:
-        return f"{TURNED} {cosine:.5f}, below {criterion.gradient_cosine:g}"
+def _turned(whole: WholeGradient, worst: VariableComparison | None, criterion: Criterion) -> str | None:
+    if whole.cosine is None:
+        return "the gradient is zero and is not in float32" if whole.length > 0 else None
+    if whole.cosine < criterion.gradient_cosine:
+        return f"{TURNED} {whole.cosine:.5f}, below {criterion.gradient_cosine:g}"
     if worst is not None and (worst.cosine is None or worst.cosine < criterion.variable_cosine):
         what = (
             "is zero"

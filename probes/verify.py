@@ -199,7 +199,7 @@ def _scales_as_trained(evidence: Evidence, scales: JudgedScales, is_in_16_bits: 
 
 def _broke_forward(measured: Measured) -> bool:
     """Tell whether the output or the loss was not finite in a judged replay: the loss scale fell for no gradient."""
-    return any(r.cosine is None and not r.overflowed and not r.passed for r in measured.replays[: measured.judged])
+    return any(r.cosine is None and not r.overflowed and not r.passed for r in measured.counting)
 
 
 def _last_scale(evidence: Evidence) -> float | None:

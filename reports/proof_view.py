@@ -54,7 +54,7 @@ def _rows(proof: Verification) -> Iterator[tuple[str, str]]:
         now = f"with {listed(proof.pins)} in float32" if proof.pins else f"in {proof.default}"
         yield "", f"{now}: {_cosine(proof.after)} ({needed})"
     measured = proof.after or proof.before
-    variables = [(r.worst_cosine, r.worst_variable) for r in measured.replays[: measured.judged]]
+    variables = [(r.worst_cosine, r.worst_variable) for r in measured.counting]
     farthest, variable = min(((c, v) for c, v in variables if c is not None and v is not None), default=(None, None))
     if farthest is not None and variable is not None:
         yield "", f"farthest off: {quoted(variable)}, {_digits(farthest)} (needs {proof.criterion.variable_cosine:g})"
@@ -125,14 +125,14 @@ def _digits(cosine: float) -> str:
 
 def _scales(proof: Verification) -> str:
     measured = proof.after or proof.before
-    judged = list(dict.fromkeys(replay.loss_scale for replay in measured.replays[: measured.judged]))
+    judged = list(dict.fromkeys(replay.loss_scale for replay in measured.counting))
     text = f"judged at {' and '.join(f'{scale:,g}' for scale in judged)}"
     if (settled := measured.settled_scale) is not None:
         text += f", to which it fell from {settled * 2**measured.fallen:,g}"
         text += ": the policy begins there" if proof.proven else ""
-    others = dict.fromkeys(replay.loss_scale for replay in measured.replays[measured.judged :])
+    others = dict.fromkeys(replay.loss_scale for replay in measured.informing)
     for scale in others:
-        plain_ones = [r for r in proof.before.replays[proof.before.judged :] if r.loss_scale == scale]
+        plain_ones = [r for r in proof.before.informing if r.loss_scale == scale]
         state = "passes" if all(replay.passed for replay in plain_ones) else "fails"
         text += f"; at {scale:,g} plain mixed precision {state}" if plain_ones else ""
     unscaled = all(replay.loss_reference is None for replay in measured.replays)

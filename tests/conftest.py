@@ -30,3 +30,13 @@ def _global_policy_is_kept() -> Iterator[None]:
         policy = keras.config.dtype_policy().name
         keras.config.set_dtype_policy("float32")
         assert policy == "float32", f"The test left the global dtype policy {policy!r}."
+
+
+@pytest.fixture(scope="module")
+def few_timed_passes() -> Iterator[None]:
+    """Price a policy by few passes: what they take is not what is tested."""
+    from precscope.probes import replayer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replayer, "_MOST_PASSES", 3)
+        yield

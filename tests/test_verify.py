@@ -22,11 +22,7 @@ from precscope.replay import Criterion, JudgedScales, Measured, Replay
 QUIET = {"profile_steps": 0, "device_interval_s": 0, "gradients": False, "weights": False, "reference": False}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _few_timed_passes():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replayer, "_MOST_PASSES", 3)
-        yield
+pytestmark = pytest.mark.usefixtures("few_timed_passes")
 
 
 @keras.saving.register_keras_serializable("test_verify")

@@ -12,15 +12,9 @@ import precscope.reports.proof_view
 from precscope.cli import main
 from precscope.errors import PrecScopeError
 from precscope.policy_file import read_policy
-from precscope.probes import replayer
 from tests.test_verify import QUIET, numbers, squares, trained
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _few_timed_passes():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replayer, "_MOST_PASSES", 3)
-        yield
+pytestmark = pytest.mark.usefixtures("few_timed_passes")
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,7 @@ from precscope.probes import replayer
 from precscope.probes.verify import verify_model
 from tests.test_verify import QUIET, everything, numbers, squares, trained
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _few_timed_passes():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(replayer, "_MOST_PASSES", 3)
-        yield
+pytestmark = pytest.mark.usefixtures("few_timed_passes")
 
 
 @pytest.fixture(scope="module")

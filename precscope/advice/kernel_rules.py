@@ -16,9 +16,6 @@ if TYPE_CHECKING:
 
 __all__ = ["unwritten_memory"]
 
-_GRADIENTS = ("gradient", "weight_gradient")
-_NONFINITE = ("positive_infinities", "negative_infinities", "nans")
-
 
 def unwritten_memory(evidence: Evidence) -> Iterator[Finding]:
     """An LSTM or GRU was computed by cuDNN in bfloat16, whose backward pass does not write its gradients.
@@ -32,7 +29,8 @@ def unwritten_memory(evidence: Evidence) -> Iterator[Finding]:
     for item in evidence.run.lint:
         if item.check != UNWRITTEN_MEMORY or item.layer is None:
             continue
-        harmed = _samples_with_bad_gradients(evidence, item.layer)
+        bad = evidence.bad("gradient", item.layer) | evidence.bad("weight_gradient", item.layer)
+        harmed = int(bad.sum())
         seen = (
             f"its gradients held infinities or NaN in {harmed} of {len(evidence.samples)} sampled steps"
             if harmed
@@ -52,9 +50,3 @@ def unwritten_memory(evidence: Evidence) -> Iterator[Finding]:
             ),
             risks=(item,),
         )
-
-
-def _samples_with_bad_gradients(evidence: Evidence, layer: str) -> int:
-    columns = [tensor.index for tensor in evidence.run.find(layer) if tensor.kind in _GRADIENTS]
-    bad = sum(evidence.counts(kind)[:, columns].sum(axis=1) for kind in _NONFINITE)
-    return int((bad > 0).sum()) if columns else 0

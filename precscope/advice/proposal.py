@@ -99,7 +99,7 @@ def _settled_scale(verification: Verification) -> float | None:
         return None
     passed = [after.settled_scale] if after.settled_scale is not None else []
     if verification.nothing_needed:
-        seen = [replay.loss_scale for replay in after.replays[after.judged :] if replay.passed]
+        seen = [replay.loss_scale for replay in after.informing if replay.passed]
         passed += [scale for scale in seen if scale >= LEAST_SCALE]
     return min(passed, default=None)
 
