@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from precscope.advice.proposal import verdict_sentence
+from precscope.advice.proposal import scale_to_begin_with, verdict_sentence
 from precscope.advice.wording import counted, listed, plain, quoted
 from precscope.replay import TURNED, Criterion
 
@@ -129,7 +129,11 @@ def _scales(proof: Verification) -> str:
     text = f"judged at {' and '.join(f'{scale:,g}' for scale in judged)}"
     if (settled := measured.settled_scale) is not None:
         text += f", to which it fell from {settled * 2**measured.fallen:,g}"
-        text += ": the policy begins there" if proof.proven else ""
+        begins = scale_to_begin_with(proof)
+        if begins == settled:
+            text += ": the policy begins there" if proof.proven else ""
+        elif begins is not None:
+            text += f"; the policy begins at {begins:,g}, to which it fell in the training"
     others = dict.fromkeys(replay.loss_scale for replay in measured.informing)
     for scale in others:
         plain_ones = [r for r in proof.before.informing if r.loss_scale == scale]

@@ -290,6 +290,14 @@ def test_in_words_the_scale_that_the_policy_begins_with():
     assert rows["loss scale"] == ("judged at 8,192, to which it fell from 32,768: the policy begins there")
 
 
+def test_where_the_training_fell_further_all_words_name_the_scale_of_the_policy():
+    further = verification(pins=(), after=Measured((at_scale(2.0**14), at_scale(2.0**12)), 1, 1))
+    assert verdict_sentence(further).endswith("no layer needs float32, with a loss scale that begins at 4,096.")
+    assert dict(proof_view(further).rows)["loss scale"].startswith(
+        "judged at 16,384, to which it fell from 32,768; the policy begins at 4,096, to which it fell in the training"
+    )
+
+
 def test_in_words_what_noise_excuses(tmp_path):
     turned = VariableComparison("hidden", "kernel", 0.997, 1.0, 1.0, True, Noise(1.0, 0.007, 1e-7, 1.0))
     excused = verification(after=Measured((at_scale(1.0), at_scale(1.0, turned)), 2))

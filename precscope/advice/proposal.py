@@ -26,6 +26,7 @@ __all__ = [
     "policy_of_run",
     "propose_policy",
     "reasons_for",
+    "scale_to_begin_with",
     "verdict_sentence",
     "verified_policy",
 ]
@@ -85,11 +86,11 @@ def verified_policy(policy: Policy, verification: Verification) -> Policy:
 
 def _begun_where_it_settles(needs: OptimizerNeeds, verification: Verification) -> OptimizerNeeds:
     """Return the optimizer's needs with the loss scale that passes, so that no step is skipped while it is sought."""
-    scales = [scale for scale in (needs.initial_scale, _settled_scale(verification)) if scale is not None]
+    scales = [scale for scale in (needs.initial_scale, scale_to_begin_with(verification)) if scale is not None]
     return replace(needs, initial_scale=min(scales)) if needs.loss_scale_optimizer and scales else needs
 
 
-def _settled_scale(verification: Verification) -> float | None:
+def scale_to_begin_with(verification: Verification) -> float | None:
     """Return the loss scale at which all batches pass, where that is not the one that training begins with.
 
     Where nothing is pinned, the run itself shows where the scale settles: that counts for more than a few batches do.
@@ -109,7 +110,7 @@ def verdict_sentence(verification: Verification) -> str:
     pins, batches = verification.pins, counted(len(verification.batches), "batch").replace("batchs", "batches")
     under = f"in {verification.default}, " if verification.is_of_another_default else ""
     if verification.nothing_needed:
-        scale = verification.after.settled_scale if verification.after is not None else None
+        scale = scale_to_begin_with(verification)
         begins = "" if scale is None else f", with a loss scale that begins at {scale:,g}"
         return f"Proven by replaying {batches}: {under}no layer needs float32{begins}."
     if verification.proven:
